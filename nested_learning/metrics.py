@@ -11,14 +11,19 @@ import numpy as np
 from scipy.special import stdtrit
 
 # %% ../nbs/42_metrics.ipynb #4376b423
+def _array(
+    x,             # array, nested lists or tensor, on any device
+)->np.ndarray:     # float64, a copy
+    "Copy numbers to NumPy; torch is not imported for it."
+    return np.array(x.detach().cpu().double().numpy() if hasattr(x, 'detach') else x, dtype=np.float64)
+
 def _matrix(
     R,            # (T, T) array, nested lists or tensor
 )->np.ndarray:    # (T, T) float64, a copy
     "Copy an accuracy matrix to NumPy and check its shape."
-    if hasattr(R, 'detach'): R = R.detach().cpu().double()
-    M = np.array(R, dtype=np.float64)
+    M = _array(R)
     if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M):
-        raise ValueError(f'R has shape {M.shape}: must be square, (tasks, tasks), with row i = after task i and column j = accuracy on task j')
+        raise ValueError(f'R has shape {M.shape}: must be square (tasks, tasks): row = after task, column = accuracy on task')
     return M
 
 # %% ../nbs/42_metrics.ipynb #c17596da
@@ -64,7 +69,7 @@ def forgetting(
 )->float:     # share; positive = lost, negative = gained; NaN with one task
     "Average the fall of each old task from its best earlier accuracy (Chaudhry et al. 2018, eq. 3)."
     M = _matrix(R)
-    best = [np.fmax.reduce(M[j:-1, j]) for j in range(len(M)-1)]
+    best = np.fmax.reduce(M[:-1, :-1], initial=np.nan)
     return _mean(best - M[-1, :-1])
 
 # %% ../nbs/42_metrics.ipynb #33c7eec8
@@ -89,8 +94,7 @@ def forward_transfer(
 )->float:      # share; positive = earlier tasks helped; NaN with one task or without values above the diagonal
     "Average what earlier tasks gave to tasks not yet begun (Lopez-Paz and Ranzato 2017, FWT)."
     M = _matrix(R)
-    if hasattr(baseline, 'detach'): baseline = baseline.detach().cpu().double()
-    b = np.asarray(baseline, np.float64)
+    b = _array(baseline)
     if b.shape not in ((), (len(M),)):
         raise ValueError(f'baseline has shape {b.shape}: must be one number, or one accuracy for each of the {len(M)} tasks')
     return _mean(np.diag(M, 1) - np.broadcast_to(b, len(M))[1:])
@@ -112,7 +116,7 @@ def accuracy_matrix(
     i, j = after[ended].astype(int), task[ended].astype(int)
     T = 1 + int(max(i.max(), task.max()))
     if len(set(zip(i, j))) < len(i):
-        raise ValueError(f'evaluations hold two rows for one task end, task, readout {readout!r} and split {split!r}: pass the rows of one run')
+        raise ValueError(f'two rows for one task end and task (readout {readout!r}, split {split!r}): pass one run, task ends only')
     R = np.full((T, T), np.nan)
     R[i, j] = value[ended]
     return R
@@ -123,8 +127,7 @@ def mean_interval(
     level:float=.95,  # [share] how often such an interval holds the true mean
 )->tuple:             # mean, half width of the interval (NaN for a single value)
     "Average several seeds, with Student's t interval."
-    if hasattr(values, 'detach'): values = values.detach().cpu().double()
-    x = np.asarray(values, np.float64)
+    x = _array(values)
     if x.ndim != 1 or not len(x): raise ValueError(f'values have shape {x.shape}: must be a list of one number or more, one per seed')
     if not 0 < level < 1: raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
     if len(x) == 1: return float(x[0]), float('nan')

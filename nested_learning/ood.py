@@ -81,7 +81,7 @@ def ood_images(
     kind:str='mixed', # 'uniform', 'gaussian', 'smooth', or 'mixed'
 )->torch.Tensor:      # (n, C, H, W) uint8, on the CPU
     "Make the out-of-distribution images of these numbers."
-    k = np.array(indices, dtype=np.int64).reshape(-1)
+    k = np.asarray(indices).astype(np.int64).reshape(-1)
     if kind not in KINDS and kind != 'mixed':
         raise ValueError(f'kind = {kind!r}: must be one of {", ".join(map(repr, [*KINDS, "mixed"]))}')
     if (k < 0).any(): raise ValueError(f'image number = {k.min()}: must be 0 or more; a row with sample = s shows image number -1-s')

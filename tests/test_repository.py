@@ -1,0 +1,107 @@
+"What notebooks cannot check about themselves: export, cleanliness, order of imports, examples, sizes, layout."
+import ast, re, subprocess, sys
+from pathlib import Path
+
+from conftest import ROOT
+
+TOP = set('nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split())
+
+def none(problems, advice=''): assert not problems, '\n'.join(['', advice, *map(str, problems)])
+
+def run_nbdev(command, clone): subprocess.run([Path(sys.executable).with_name(command)], cwd=clone, check=True, capture_output=True)
+
+def contents(folder, pattern): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
+
+def test_export_in_sync(clone):
+    before = contents(clone/'nested_learning', '**/*.py')
+    for path in clone.glob('nested_learning/**/*.py'): path.unlink()
+    run_nbdev('nbdev_export', clone)
+    after = contents(clone/'nested_learning', '**/*.py')
+    assert {'__init__.py', '_modidx.py'} <= set(after)
+    none(sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)), 'run nbdev_export')
+
+def test_notebooks_clean(clone):
+    before = contents(clone/'nbs', '**/*.ipynb')
+    run_nbdev('nbdev_clean', clone)
+    after = contents(clone/'nbs', '**/*.ipynb')
+    none([name for name in before if before[name] != after[name]], 'run nbdev_clean')
+
+def test_top_level(files):
+    none({name.parts[0] for name in files if not name.parts[0].startswith('.')} - TOP, 'not allowed at the top level')
+    assert (ROOT/'nbs/_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+def test_sizes(notebooks):
+    none([f'{path}: {size} bytes' for path in notebooks if (size := (ROOT/'nbs'/path).stat().st_size) > 300_000], 'thin out the saved outputs')
+    none([f'{path}: {n} lines: {cell.source[:60]!r}' for path, cells in notebooks.items() for cell in cells
+          if cell.exported and (n := len(cell.source.splitlines())) > 45], 'split the exported cell')
+
+def test_title_cells(notebooks):
+    "The docs turn the cell of the title into the page's header and drop everything else in it."
+    titles = {path: next(cell.source for cell in cells if not cell.code) for path, cells in notebooks.items()}
+    none([path for path, title in titles.items() if not re.fullmatch(r'# [^\n]+\n\n> [^\n]+', title.strip())],
+         'the first Markdown cell must be "# Title", an empty line, "> promise", and nothing else')
+
+def test_no_star_imports(notebooks):
+    stars = [path for path, cells in notebooks.items() for cell in cells if cell.exported for node in ast.walk(cell.tree)
+             if isinstance(node, ast.ImportFrom) and node.names[0].name == '*']
+    none(stars, 'exports a star import')
+
+def test_imports_have_cells_of_their_own(notebooks, modules):
+    "The docs run every cell with an import, so other code beside it would run too."
+    imports = (ast.Import, ast.ImportFrom)
+    mixed = []
+    for path in modules:
+        for cell in notebooks[path]:
+            top = [isinstance(node, imports) for node in cell.tree.body]
+            inside = not cell.exported and any(isinstance(node, imports) for node in ast.walk(cell.tree))
+            if (any(top) or inside) and not all(top): mixed.append(f'{path}: {cell.source[:60]}')
+    none(mixed, 'imports and other code in one cell')
+
+def imported(tree):
+    "Modules of this package that some code imports, at any depth."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): names = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == 'nested_learning': names = [f'nested_learning.{name.name}' for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level and not node.module: names = [f'nested_learning.{name.name}' for name in node.names]
+        elif isinstance(node, ast.ImportFrom): names = [('nested_learning.' if node.level else '') + (node.module or '')]
+        else: continue
+        yield from (name.split('.')[1] for name in names if name.startswith('nested_learning.'))
+
+def test_imports_run_one_way(modules):
+    "A module imports only modules whose notebooks have a lower number; then there is no cycle."
+    names = list(modules.values())
+    trees = {name: ast.parse((ROOT/f'nested_learning/{name}.py').read_text(encoding='utf-8')) for name in names}
+    wrong = [f'{name} imports {other}' for i, name in enumerate(names) for other in imported(trees[name]) if other not in names[:i]]
+    none(wrong, 'imports must run from higher to lower numbers')
+    assert set(imported(trees['docs'])) <= {'core', 'metrics'}
+
+def asserts(tree):
+    return any(isinstance(node, ast.Assert) or isinstance(node, ast.Call) and getattr(node.func, 'id', '').startswith('test_') for node in ast.walk(tree))
+
+def test_every_export_has_an_example(notebooks, modules):
+    "Each exported function and class is used in a cell of its notebook that asserts something."
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    untested = []
+    for path in modules:
+        public = [node.name for cell in notebooks[path] if cell.exported for node in cell.tree.body if isinstance(node, defined) and node.name[0] != '_']
+        shown = {getattr(node, 'id', None) or getattr(node, 'attr', None) for cell in notebooks[path] if not cell.exported and asserts(cell.tree)
+                 for node in ast.walk(cell.tree)}
+        untested += [f'{path}: {name}' for name in public if name not in shown]
+    none(untested, 'used in no cell that asserts')
+
+def test_parameters(notebooks):
+    "Each papermill notebook has one cell of parameters, each on a line with its type, its default and a comment."
+    runs = {path: cells for path, cells in notebooks.items() if path.startswith('runs/')}
+    assert runs
+    for path, cells in runs.items():
+        tagged = [cell for cell in cells if 'parameters' in cell.tags]
+        assert len(tagged) == 1, f'{path}: {len(tagged)} cells are tagged parameters'
+        for node in tagged[0].tree.body:
+            line = tagged[0].source.splitlines()[node.lineno - 1]
+            assert isinstance(node, ast.AnnAssign) and node.value is not None and node.lineno == node.end_lineno, f'{path}: {line!r} must read name: type = default'
+            assert line.encode()[node.end_col_offset:].strip().startswith(b'#'), f'{path}: {line!r} lacks its comment'
+
+def test_no_path_of_a_machine(files):
+    path = re.compile(r'(?<![\w.~$}])/(?:home|root|Users|work|tmp|opt|mnt|srv|var/folders)/\w|[A-Z]:\\\\?Users')
+    text = {name: (ROOT/name).read_text(encoding='utf-8') for name in files if name.suffix != '.png' and not (ROOT/name).is_symlink()}
+    none([f'{name}: {content[max(0, found.start() - 30):found.end() + 30]!r}' for name, content in text.items() if (found := path.search(content))])
