@@ -275,7 +275,7 @@ def _read(
     if not isinstance(d, dict): raise ConfigError(f'config = {str(path)!r}: must hold sections ({", ".join(SECTIONS)}), got {type(d).__name__}')
     return d
 
-# %% ../nbs/01_config.ipynb #b080d3ff
+# %% ../nbs/01_config.ipynb #2cac7ec4
 def _unknown(name:str, value, allowed)->str:
     near = difflib.get_close_matches(name, allowed, 1)
     hint = f'did you mean {near[0]}?' if near else f'allowed: {", ".join(allowed)}'
@@ -291,11 +291,28 @@ def _collect(
             if isinstance(value, dict): given[name].update(value)
             elif value is not None: wrong.append(f'{name} = {_show(value)}: is a section and must hold keys, such as {name}: {{{next(iter(SECTIONS[name].model_fields))}: ...}}')
         elif name in KEYS:
-            if isinstance(value, str) and value[:1] in ('[', '{'): value = yaml.safe_load(value)  # papermill's -p passes lists as text
             given[KEYS[name]][name] = value
         else: wrong.append(_unknown(name, value, [*KEYS, *SECTIONS]))
     if wrong: raise ConfigError('\n'.join(wrong))
     return given
+
+# %% ../nbs/01_config.ipynb #d4400cd4
+def _plain_type(annotation)->str:
+    if get_origin(annotation) is Annotated: return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) is Union: return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
+    if get_origin(annotation) is Literal: return 'str'
+    if get_origin(annotation) is tuple: return 'list'
+    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)): return 'dict'
+    return annotation.__name__
+
+def _parse(
+    name:str,  # key or section
+    value,     # as given
+):             # as meant
+    "Read an override that came as text, unless its key is text."
+    if not isinstance(value, str) or name not in KEYS or _plain_type(SECTIONS[KEYS[name]].model_fields[name].annotation) == 'str': return value
+    try: return yaml.safe_load(value)
+    except yaml.YAMLError: return value  # the check says what is allowed
 
 # %% ../nbs/01_config.ipynb #65482818
 def _line(
@@ -320,7 +337,7 @@ def load_config(
 )->Config:        # frozen, complete, without contradictions
     "Read, complete and check a configuration."
     given = _collect(_read(path)) if path is not None else {s: {} for s in SECTIONS}
-    for section, values in _collect({k: v for k, v in overrides.items() if v is not None}).items(): given[section].update(values)
+    for section, values in _collect({k: _parse(k, v) for k, v in overrides.items() if v is not None}).items(): given[section].update(values)
     given = _apply_preset(given)
     try: asked = Config(**given)
     except ValidationError as e:
@@ -331,14 +348,6 @@ def load_config(
     return config
 
 # %% ../nbs/01_config.ipynb #a28c6e93
-def _plain_type(annotation)->str:
-    if get_origin(annotation) is Annotated: return _plain_type(get_args(annotation)[0])
-    if get_origin(annotation) is Union: return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
-    if get_origin(annotation) is Literal: return 'str'
-    if get_origin(annotation) is tuple: return 'list'
-    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)): return 'dict'
-    return annotation.__name__
-
 def parameters_cell()->str:  # source of a cell, one key a line
     "Write the parameters cell of a notebook that runs any configuration."
     lines = ['config: str = None  # YAML file; every key below overrides it, None leaves it alone']

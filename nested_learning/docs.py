@@ -75,12 +75,12 @@ def load_results(
     return results
 
 # %% ../nbs/99_docs.ipynb #f7d2db90
-COLUMNS = {'average_accuracy': ('class-IL accuracy [%]', 100), 'forgetting': ('forgetting [%]', 100), 'learning_accuracy': ('learning accuracy [%]', 100),
-           'average_accuracy_task': ('task-IL accuracy [%]', 100), 'forgetting_task': ('task-IL forgetting [%]', 100),
-           'updates_per_sample': ('updates per sample', 1), 'memory_bytes': ('memory [kB]', 1e-3)}  # key of a row -> heading, factor
+COLUMNS = {'class-IL accuracy [%]': (100, 'average_accuracy'), 'class-IL forgetting [%]': (100, 'forgetting'), 'class-IL learning accuracy [%]': (100, 'learning_accuracy'),
+           'task-IL accuracy [%]': (100, 'average_accuracy_task'), 'task-IL forgetting [%]': (100, 'forgetting_task'), 'views per sample': (1, 'views_per_row'),
+           'held beside the weights [kB]': (1e-3, 'memory_bytes', 'averages_bytes', 'optimizer_bytes')}  # heading -> factor, keys that are summed
 
-def _cell(values, factor):
-    values = [value * factor for value in values if value is not None]
+def _cell(rows, factor, *keys):
+    values = [factor * sum(row[key] for key in keys) for row in rows if None not in [row[key] for key in keys]]
     if not values: return '-'
     if len(set(values)) == 1: return f'{values[0]:.1f}'
     mean, half = mean_interval(values)
@@ -91,11 +91,11 @@ def results_table(
 )->str:     # Markdown
     "Write the table of a results file: mean and 95% interval over seeds, with seeds, hardware and commit."
     results = load_results(path)
-    lines = ['| ' + ' | '.join(['method', *(heading for heading, _ in COLUMNS.values())]) + ' |', '|---' + '|---:' * len(COLUMNS) + '|']
+    lines = ['| ' + ' | '.join(['method', *COLUMNS]) + ' |', '|---' + '|---:' * len(COLUMNS) + '|']
     for name, rows in results['methods'].items():
-        cells = [_cell([row[key] for row in rows], factor) for key, (_, factor) in COLUMNS.items()]
+        cells = [_cell(rows, *column) for column in COLUMNS.values()]
         lines.append('| ' + ' | '.join([f'`{name}`', *cells]) + ' |')
-    hardware = ', '.join(f'{key} {value}' for key, value in results['hardware'].items())
+    hardware = ', '.join(f'{key} {value}' for key, value in results['hardware'].items() if value is not None)
     seeds = ', '.join(str(seed) for seed in results['seeds'])
     lines += ['', f'Mean and 95% interval (Student\'s t) over seeds {seeds}. Data: {results["data"]}. Hardware: {hardware}. '
                   f'Commit: {results["commit"]}. Every number comes from [{Path(path).name}]({Path(path).as_posix()}).']
@@ -122,14 +122,14 @@ def results_hash(
 def _draw(axes, rows, name):
     "Draw one method: a line for each task, its mean over seeds, the seeds behind it."
     R = 100 * np.array([row['R'] for row in rows], dtype=float)  # (seeds, T, T), NaN where not evaluated
-    after = np.arange(1, R.shape[1] + 1)
+    after = np.arange(R.shape[1])
     for task in range(R.shape[2]):
         colour = TASK_COLOURS[task % len(TASK_COLOURS)]
         axes.plot(after[task:], R[:, task:, task].T, color=colour, alpha=.25, linewidth=.8)
-        axes.plot(after[task:], R[:, task:, task].mean(0), color=colour, marker='o', markersize=4, linewidth=2, label=f'task {task + 1}')
+        axes.plot(after[task:], R[:, task:, task].mean(0), color=colour, marker='o', markersize=4, linewidth=2, label=f'task {task}')
     accuracy, forgotten = (100 * np.mean([row[key] for row in rows]) for key in ('average_accuracy', 'forgetting'))
     axes.set_title(f'{name}\naverage accuracy {accuracy:.0f}%, forgetting {forgotten:.0f}%', fontsize=9)
-    axes.set(xlabel='tasks learned', xticks=after, ylim=(-3, 103))
+    axes.set(xlabel='after task', xticks=after, ylim=(-3, 103))
     axes.spines[['top', 'right']].set_visible(False)
 
 def figure(

@@ -156,7 +156,7 @@ class Batches:
     def __init__(self,
         stream,     # rows in order
         fetch,      # maps sample ids (B,) to uint8 images (B, C, H, W); negative ids are OOD images
-        size:int,   # rows per batch; the last one may have fewer
+        size:int,   # rows per batch; the last one may have fewer, or one more, or one more
     ):
         self.fetch, self.size, self.end = fetch, size, len(stream)
         self.sample, self.label = (torch.from_numpy(stream.table[c].to_numpy(np.int64, copy=True)) for c in ('sample', 'label'))
@@ -169,6 +169,7 @@ class Batches:
     )->tuple:       # batch, position after it, task in force at its first row, tasks that begin in it, tasks that end in it
         "Fetch the batch at a position."
         end = min(start+self.size, self.end)
+        if self.size > 1 and self.end-end == 1: end = self.end  # batch normalisation cannot learn from a single row
         images = self.fetch(self.sample[start:end].numpy()).to(device, non_blocking=True)
         batch = Batch(images, self.label[start:end].to(device, non_blocking=True), self.sample[start:end])
         begun, ended = (np.flatnonzero((at >= start) & (at < end)).tolist() for at in (self.task_starts, self.task_ends-1))
