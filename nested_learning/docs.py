@@ -77,12 +77,12 @@ def load_results(
 # %% ../nbs/99_docs.ipynb #f7d2db90
 COLUMNS = {'class-IL accuracy [%]': (100, 'average_accuracy'), 'class-IL forgetting [%]': (100, 'forgetting'), 'class-IL learning accuracy [%]': (100, 'learning_accuracy'),
            'task-IL accuracy [%]': (100, 'average_accuracy_task'), 'task-IL forgetting [%]': (100, 'forgetting_task'), 'views per sample': (1, 'views_per_row'),
-           'held beside the weights [kB]': (1e-3, 'memory_bytes', 'averages_bytes', 'optimizer_bytes')}  # heading -> factor, keys that are summed
+           'held beside the weights [kB]': (1e-3, 'memory_bytes', 'averages_bytes', 'optimizer_bytes', 'method_bytes')}  # heading -> factor, keys that are summed
 
 def _cell(rows, factor, *keys):
     values = [factor * sum(row[key] for key in keys) for row in rows if None not in [row[key] for key in keys]]
     if not values: return '-'
-    if len(set(values)) == 1: return f'{values[0]:.1f}'
+    if len({f'{value:.1f}' for value in values}) == 1: return f'{values[0]:.1f}'
     mean, half = mean_interval(values)
     return f'{mean:.1f} ± {half:.1f}'
 

@@ -216,20 +216,27 @@ class BestModel:
         self.best = float(accuracy)
         with write_atomic(self.path) as path: torch.save({name: module.state_dict()}, path)
 
+def _nbytes(state)->int:
+    "Count the bytes of all tensors in nested containers."
+    if isinstance(state, torch.Tensor): return state.nbytes
+    if isinstance(state, dict): state = state.values()
+    return sum(map(_nbytes, state)) if isinstance(state, (list, tuple, type({}.values()))) else 0
+
 def measure_cost(
     learner:Learner,   # at the end of its run
     seconds:dict,      # of training and evaluation
 )->dict:               # counts, bytes and seconds
     "Count what a run has cost."
     method, rows = learner.method, len(learner.stream)
-    inner = [o.state for o in getattr(learner.optimizer, 'inner', [])] + [learner.optimizer.state]
-    held = [t for state in inner for values in state.values() for t in values.values() if isinstance(t, torch.Tensor)]
+    own = {name: part for name, part in method.state_dict().items() if name not in ('memory', 'averages')}
+    waiting = [p for g in learner.optimizer.param_groups if g.get('period', 1) > 1 for p in g['params'] if p not in learner.optimizer.state]
     size = lambda x: 0 if x is None else x.nbytes
     weights = sum(p.nbytes for p in method.model.parameters())
     views = rows*learner.loop.updates_per_batch + method.replayed
     return dict(rows=rows, updates=learner.step, replayed=method.replayed, updates_per_row=learner.step/rows, views_per_row=views/rows,
                 parameters=sum(p.numel() for p in method.model.parameters()), weights_bytes=weights, memory_bytes=size(method.memory),
-                averages_bytes=size(method.averages), optimizer_bytes=sum(t.nbytes for t in held), seconds=seconds)
+                averages_bytes=size(method.averages), method_bytes=_nbytes(own),
+                optimizer_bytes=_nbytes(learner.optimizer.state_dict()) + 4*sum(p.numel() for p in waiting), seconds=seconds)
 
 # %% ../nbs/61_experiment.ipynb #c4999e06
 def run(
