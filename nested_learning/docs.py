@@ -273,7 +273,7 @@ def dead_links(
             if not path.exists() or (path in pages and unquote(anchor) not in pages[path].anchors): dead.append(f'{page.name} -> {target}')
     return dead
 
-# %% ../nbs/99_docs.ipynb #f696f365
+# %% ../nbs/99_docs.ipynb #efe41d0a
 _PROCESS = 'from nbdev.serve import proc_nbs; proc_nbs(force=True, n_workers=0)'  # nbdev's command for this would try to install Quarto
 _NUMBER = re.compile(r'(?<![\w.-])\d+[a-zA-Z0-9]*_([\w.-]+\.html)')
 
@@ -293,7 +293,17 @@ def _drop_numbers(folder):
         if path.suffix in ('.html', '.json', '.xml'): write_text(path, _NUMBER.sub(r'\1', path.read_text(encoding='utf-8')))
     for path in list(folder.rglob('*.html')): path.rename(path.with_name(_NUMBER.sub(r'\1', path.name)))
 
-# %% ../nbs/99_docs.ipynb #93a10264
+def _settle_anchors(folder, address):
+    "Let links to methods and private names, which have no place of their own on a page, lead to their class or page."
+    anchors = {path.name: _Page(path).anchors for path in folder.glob('*.html')}
+    def settle(found):
+        page, anchor = found.groups()
+        kept = next((name for name in (anchor, anchor.split('.')[0]) if name in anchors.get(page, ())), None)
+        return f'{address}/{page}' + (f'#{kept}' if kept else '')
+    link = re.compile(re.escape(address) + r'/([\w.-]+\.html)#([\w.-]+)')
+    for path in folder.rglob('*.html'): write_text(path, link.sub(settle, path.read_text(encoding='utf-8')))
+
+# %% ../nbs/99_docs.ipynb #69fa65a8
 def site(
     out='_docs',  # folder of the built site; replaced
     root='.',     # root of the clone
@@ -311,6 +321,7 @@ def site(
         build(str(process), quiet=True)
         built = process/settings['doc_path']
         _drop_numbers(built)
+        _settle_anchors(built, settings['doc_host'] + settings['doc_baseurl'])
         addresses = {settings['doc_host'] + settings['doc_baseurl']: built, f"{settings['git_url']}/blob/{settings['branch']}": root}
         dead = dead_links(built, addresses)
         if dead: raise ValueError('dead links in the docs site: ' + '; '.join(dead))
