@@ -27,6 +27,11 @@ def _allocate(batch, capacity):
     "Make storage for `capacity` rows like those of each tensor of `batch`, beside it."
     return tuple(x.new_zeros(capacity, *x.shape[1:]) for x in batch)
 
+def _with_class(batch):
+    "Leave out rows with label -1."
+    known = batch[1] >= 0
+    return batch if known.all() else tuple(x[known.to(x.device)] for x in batch)
+
 def _check_capacity(capacity, saved=None):
     "Refuse a memory of nothing, or one unlike the saved."
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
@@ -59,17 +64,17 @@ class Memory:
     def nbytes(self)->int: return sum(column.nbytes for column in self.columns or ())  # of the storage, full or not
     def add(self,
         images:torch.Tensor,   # (B, C, H, W) uint8, not augmented
-        labels:torch.Tensor,   # (B,) int64
+        labels:torch.Tensor,   # (B,) int64; rows with -1 are passed over
         samples:torch.Tensor,  # (B,) int64 sample ids
     ):
         "Show a batch to the memory, which keeps some of it."
-        batch = (images, labels, samples)
-        _check_batch(batch, self.columns)
+        _check_batch((images, labels, samples), self.columns)
+        batch = _with_class((images, labels, samples))
         if self.columns is None: self.columns = _allocate(batch, self.capacity)
-        bits = torch.randint(2**63-1, (len(images),), generator=self.generator).numpy()
+        bits = torch.randint(2**63-1, (len(batch[0]),), generator=self.generator).numpy()
         items, slots = map(torch.from_numpy, reservoir_slots(bits, self.seen, self.capacity))
         for column, x in zip(self.columns, batch): column[slots.to(column.device)] = x[items.to(x.device)].to(column.device)
-        self.seen += len(images)
+        self.seen += len(batch[0])
 
     def draw(self, n:int)->tuple:
         "Draw `n` images, labels and samples (fewer if it holds fewer) uniformly, none of them twice."

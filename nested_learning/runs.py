@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .core import write_atomic, write_text
-from .learner import Evaluated, RunEnded, StepDone, TaskEnded
+from .learner import Evaluated, OodMeasured, RunEnded, StepDone, TaskEnded
 
 # %% ../nbs/60_runs.ipynb #7f9e5166
 def make_run_dir(
@@ -85,7 +85,7 @@ class Recorder:
     def __init__(self,
         run_dir,  # folder of the run
     ):
-        self.dir, self.part, self.rows, self.due = Path(run_dir), 0, dict(steps=[], evaluations=[]), False
+        self.dir, self.part, self.rows, self.due = Path(run_dir), 0, dict(steps=[], evaluations=[], ood=[]), False
 
     def __call__(self, event):
         "Take one event."
@@ -94,6 +94,7 @@ class Recorder:
             self.rows['steps'].append(row | dict(moved=','.join(event.moved)) | {f'drift {level}': d for level, d in event.drift.items()})
         elif isinstance(event, Evaluated):
             self.rows['evaluations'] += [dict(step=event.step, after=event.after, split=event.split, **row) for row in event.rows]
+        elif isinstance(event, OodMeasured): self.rows['ood'] += [dict(step=event.step, after=event.after, **row) for row in event.rows]
         elif isinstance(event, TaskEnded): self.log(f'step {event.step}: task {event.task} ended')
         elif isinstance(event, RunEnded): self.log(f'step {event.step}: the stream is at its end; levels still held {event.pending or "nothing"}')
         if self.due and isinstance(event, StepDone) or isinstance(event, RunEnded): self.flush()
@@ -104,7 +105,7 @@ class Recorder:
         for kind, rows in self.rows.items():
             if not rows: continue
             with write_atomic(self.dir/f'{kind}-{self.part:03}.parquet') as path: pd.DataFrame(rows).to_parquet(path, index=False)
-        self.rows, self.part, self.due = dict(steps=[], evaluations=[]), self.part+1, False
+        self.rows, self.part, self.due = {kind: [] for kind in self.rows}, self.part+1, False
 
     def log(self, text:str):
         "Add a line to `log.txt`."
@@ -113,7 +114,7 @@ class Recorder:
 # %% ../nbs/60_runs.ipynb #2f11b6b2
 def read_rows(
     run_dir,   # folder of a run
-    kind:str,  # 'steps' or 'evaluations'
+    kind:str,  # 'steps', 'evaluations' or 'ood'
 )->pd.DataFrame:  # all parts, in order
     "Read the recorded rows of a run."
     parts = sorted(Path(run_dir).glob(f'{kind}-*.parquet'))

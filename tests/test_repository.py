@@ -3,6 +3,7 @@ import ast, re, subprocess, sys
 from pathlib import Path
 
 from conftest import ROOT
+from nested_learning.config import load_config, parameters_cell
 
 TOP = set('nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split())
 
@@ -100,6 +101,19 @@ def test_parameters(notebooks):
             line = tagged[0].source.splitlines()[node.lineno - 1]
             assert isinstance(node, ast.AnnAssign) and node.value is not None and node.lineno == node.end_lineno, f'{path}: {line!r} must read name: type = default'
             assert line.encode()[node.end_col_offset:].strip().startswith(b'#'), f'{path}: {line!r} lacks its comment'
+
+def test_configurations():
+    "Each configuration loads as it is, and keeps what its name says."
+    loaded = {path.stem: load_config(path) for path in (ROOT/'nbs/runs/configs').glob('*.yaml')}
+    assert {'digits', 'cifar100', 'original'} <= set(loaded)
+    digits, cifar, original = (loaded[name] for name in ('digits', 'cifar100', 'original'))
+    assert (digits.data.num_tasks, digits.data.image_size, digits.model.periods, digits.continual_learning.memory_size) == (5, (16, 16), (1, 5, 20), 50)
+    assert (cifar.data.dataset_name, cifar.data.num_tasks, cifar.data.classes_per_task, cifar.data.batch_size) == ('CIFAR100', 10, 10, 10)
+    assert (original.data.batch_size, original.training.optimizer, original.evaluation.save_best_model) == (128, 'NestedOptimizer', True)
+
+def test_parameters_list_every_key(notebooks):
+    cell = next(cell for cell in notebooks['runs/one_run.ipynb'] if 'parameters' in cell.tags)
+    assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], 'copy nested_learning.config.parameters_cell() into nbs/runs/one_run.ipynb'
 
 def test_no_path_of_a_machine(files):
     path = re.compile(r'(?<![\w.~$}])/(?:home|root|Users|work|tmp|opt|mnt|srv|var/folders)/\w|[A-Z]:\\\\?Users')
