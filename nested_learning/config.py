@@ -125,6 +125,7 @@ class ContinualLearning(Section):
     other_task_ratio: Optional[Ratio] = Field(None, description='share of a task that was held back from past ones; null: by realism')
     ood_ratio: Optional[Ratio] = Field(None, description='share of out-of-distribution images with wrong labels; null: by realism')
     ood_policy: Literal[OOD_POLICIES] = Field('label_noise', description="out-of-distribution images are learned with a wrong label ('label_noise'), toward uniform confidence ('reject') or not ('ignore')")
+    ood_kind: Literal['mixed', 'uniform', 'gaussian', 'smooth', 'blobs', 'textures', 'patch_shuffle'] = Field('mixed', description="what these images are: 'mixed' (uniform, Gaussian and smooth noise in turn), 'uniform', 'gaussian', 'smooth', 'blobs', 'textures' or 'patch_shuffle' (training images cut up)")
     strategy: Literal[STRATEGIES] = Field('realistic_streaming', description="'realistic_streaming' (also called 'blurry'), 'split' (clear boundaries), 'i-blurry', 'si-blurry', 'gradual', 'domain', 'table' or 'iid'")
     stream_options: StreamOptions = Field(StreamOptions(), description='details of a strategy: {disjoint_ratio, width, domains, path}')
     realism: Optional[Literal['easy', 'moderate', 'hard']] = Field(None, description="'easy' (0/0/0), 'moderate' (0.1/0.05/0.05) or 'hard' (0.2/0.1/0.1) for blur, recurrence, ood, as far as the strategy has them; null: moderate, or easy for split, table and iid")

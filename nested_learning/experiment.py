@@ -69,7 +69,8 @@ class Fetch:
         split,     # training images
         seed:int,  # of the out-of-distribution images
         domains=None,  # name in `transforms.DOMAINS` for each task; None: images stay as they are
-    ): self.split, self.seed, self.domains = split, seed, domains
+        kind:str='mixed',  # of the out-of-distribution images
+    ): self.split, self.seed, self.domains, self.kind = split, seed, domains, kind
 
     def __call__(self,
         samples,  # (B,) ids
@@ -78,7 +79,7 @@ class Fetch:
         samples, tasks = np.asarray(samples), np.asarray(tasks)
         images = self.split.batch(np.maximum(samples, 0))
         ood = np.flatnonzero(samples < 0)
-        if len(ood): images[torch.from_numpy(ood)] = ood_images(self.seed, -1-samples[ood], images.shape[1], tuple(images.shape[2:]))
+        if len(ood): images[torch.from_numpy(ood)] = ood_images(self.seed, -1-samples[ood], images.shape[1], tuple(images.shape[2:]), self.kind, self.split)
         for t in np.unique(tasks) if self.domains else ():
             rows = torch.from_numpy(np.flatnonzero(tasks == t))
             images[rows] = DOMAINS[self.domains[t]](images[rows])
@@ -144,7 +145,7 @@ def _make_method(config:Config, network, device):
 def _strange(config:Config, data:Dataset, n:int=200):
     "Make out-of-distribution images that no stream shows; None for a stream without any."
     if not config.continual_learning.ood_ratio: return None
-    images = ood_images(config.run.stream_seed, range(2**40, 2**40+n), data.channels, data.image_size)
+    images = ood_images(config.run.stream_seed, range(2**40, 2**40+n), data.channels, data.image_size, config.continual_learning.ood_kind, data.train)
     return ImageArray(images, np.full(n, -1))
 
 def build(
@@ -159,11 +160,12 @@ def build(
         except ValueError as error: raise ConfigError(f'data.holdout = {d.holdout}: {error}') from None
         train, holdout = subset(data.train, keep), subset(data.train, held)
     stream = _make_stream(config, train.labels)
+    if len(stream) < d.batch_size: raise ConfigError(f'data.batch_size = {d.batch_size}: the whole stream has {len(stream)} rows; lower it')
     _warn(config, stream)
     network = make_network(config).to(device)
     loop = Loop(d.batch_size, config.training.updates_per_batch, config.training.gradient_clip, _amp_dtype(config, device),
                 e.eval_every, config.training.log_optimizer_stats_freq, e.evaluate_old_tasks)
-    fetch = Fetch(train, config.run.stream_seed, stream.domains)
+    fetch = Fetch(train, config.run.stream_seed, stream.domains, config.continual_learning.ood_kind)
     return Learner(_make_method(config, network, device), make_optimizer(config, network), stream, fetch, data.test, holdout, loop, _strange(config, data))
 
 # %% ../nbs/61_experiment.ipynb #2f33f482

@@ -70,7 +70,9 @@ def _mark_tasks(
     most:int=12,       # windows that still get a number
 ):
     "Draw a dotted line between tasks and write their numbers above."
-    for x in edges[1:-1]: fig.add_vline(x=float(x), line=dict(color=GREY, dash='dot', width=1))
+    panels = [axis.plotly_name[1:].removeprefix('axis') for axis in fig.select_xaxes()] or ['']
+    fig.update_layout(shapes=[dict(type='line', x0=float(x), x1=float(x), y0=0, y1=1, xref=f'x{k}', yref=f'y{k} domain', line=dict(color=GREY, dash='dot', width=1))
+                              for k in panels for x in edges[1:-1]])  # at one stroke: plotly's add_vline checks all of the layout each time
     if len(tasks) > most: return
     for left, right, task in zip(edges, edges[1:], tasks):
         fig.add_annotation(x=(left+right)/2, y=1, xref='x', yref='paper', yanchor='bottom', text=f'task {task}',
