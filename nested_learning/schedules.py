@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import ALLOWED, OOD_POLICIES, OPTIONS, RATIOS, REALISM
+from .schema import ALLOWED, OOD_POLICIES, OPTIONS, RATIOS, REALISM
 from .core import draws, permutation
 from .transforms import DOMAINS
 

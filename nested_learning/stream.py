@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import RATIOS
+from .schema import RATIOS
 from .core import draws, permutation, write_atomic
 from .schedules import (StreamConfig, allocate, blurry_windows, check_whole, choose_disjoint, deal, gradual_order,
                                        random_sizes)
