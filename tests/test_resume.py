@@ -1,0 +1,23 @@
+"""A killed run goes on as if nothing had happened: one kill of each kind here, all thirty by `python tests/kills.py`."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KILLS = Path(__file__).parent/'kills.py'
+ENV = dict(os.environ, OMP_NUM_THREADS='1')
+
+
+@pytest.mark.parametrize('method', ['nested_consolidated', 'der_pp'])
+def test_kill_and_resume(method):
+    done = subprocess.run([sys.executable, KILLS, '--each', '1', '--methods', method], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and 'all the same' in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count('killed, resumed to the same') == 6
+
+
+@pytest.mark.slow
+def test_all_kills():
+    done = subprocess.run([sys.executable, KILLS], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and done.stdout.count('killed, resumed to the same') == 60, done.stdout + done.stderr
