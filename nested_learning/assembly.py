@@ -152,7 +152,7 @@ def _amp_dtype(config:Config, device):
     warnings.warn(f'use_amp = true: {device.type} has no fast mixed precision, so this run computes in float32; set amp_dtype: bfloat16 to force it')
     return None
 
-# %% ../nbs/55_assembly.ipynb #fdf388b0
+# %% ../nbs/55_assembly.ipynb #c5afb7b2
 UNITS = dict(kB=10**3, MB=10**6, GB=10**9)
 
 def _make_memory(config:Config, data:Dataset, rows:int)->Memory|None:
@@ -165,6 +165,7 @@ def _make_memory(config:Config, data:Dataset, rows:int)->Memory|None:
     except ValueError as e: raise ConfigError(f'continual_learning.memory_size = {cl.memory_size!r}: {e}') from None
     return Memory(min(size, rows), generator(config.run.seed, 'replay'), policy=cl.memory_policy)
 
+# %% ../nbs/55_assembly.ipynb #6f3628b1
 def _make_method(config:Config, network, memory:Memory|None)->Method:
     "Make the rule of the loss, with averages and view."
     cl, name, seed, a = config.continual_learning, config.base_method, config.run.seed, config.continual_learning.consolidation

@@ -43,7 +43,6 @@ class Config(Section):
     continual_learning: ContinualLearning = ContinualLearning()
     evaluation: Evaluation = Evaluation()
     run: RunSection = RunSection()
-
     @property
     def base_method(self)->str:  # the method behind a preset's name
         "Name the rule of the loss."

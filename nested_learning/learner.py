@@ -23,7 +23,7 @@ from .stream import replan
 from .transforms import DOMAINS
 from .updates import Drift, Passes, update
 
-# %% ../nbs/50_learner.ipynb #98d1cdbc
+# %% ../nbs/50_learner.ipynb #b7842d6b
 @dataclass(frozen=True)
 class TaskStarted:
     "Say that the first row of a task is in the next batch."
@@ -39,9 +39,11 @@ class StepDone:
     loss:float       # of the batch, replay included
     grad_norm:float  # norm of the whole gradient before clipping
     replayed:int     # images replayed in this step
+    accuracy:float   # share of the stream's rows that were right before they were learned, in training mode, over all classes; NaN without any
     moved:tuple      # names of the levels that moved; none if the step was skipped, because the gradient was not finite
     drift:dict = field(default_factory=dict)  # level -> change since the last task end, relative to its norm; empty unless measured
 
+# %% ../nbs/50_learner.ipynb #b21c22a1
 @dataclass(frozen=True)
 class Evaluated:
     "Report accuracies, one row for each task and read-out."
@@ -203,16 +205,9 @@ class Learner:
     def run(self):
         "Yield the events of the rest of the stream."
         self.method.model.train()
-        yield from self._turn()
+        yield from _turn_due(self)
         while self.position < self.batches.end: yield from self._batch()
         yield RunEnded(self.step, self.optimizer.pending() if isinstance(self.optimizer, NestedOptimizer) else {})
-
-    def _turn(self):
-        while self.knobs and self.knobs[0].step <= self.step:
-            knob, shown = self.knobs.pop(0), self.batches.end_of(self.position) if self.updates else self.position
-            turn(self, knob.name, knob.value, shown)
-            self.turned.append([self.step, shown, knob.name, knob.value])
-            yield KnobChanged(self.step, knob.name, knob.value)
 
     def _batch(self):
         start = self.position
@@ -224,7 +219,7 @@ class Learner:
             if self.updates >= self._planned(start): yield from _leave(self, batch, start, end)
             if self.loop.eval_every and self.step % self.loop.eval_every == 0: yield _evaluate(self, task, 'holdout')
             yield StepDone(self.step, self.position, task, **done)
-            yield from self._turn()
+            yield from _turn_due(self)
 
     def _planned(self, start): return self.loop.updates(start//self.loop.batch_size)
 
@@ -235,6 +230,14 @@ def _step(learner, batch)->dict:
     done = update(learner.method, learner.optimizer, batch, loop.gradient_clip, loop.amp_dtype, learner.scaler, loop.on_nonfinite)
     learner.step, learner.updates, learner.skipped = learner.step+1, learner.updates+1, learner.skipped + (not math.isfinite(done['grad_norm']))
     return dict(done, drift=learner.drift.measure()) if loop.drift_every and learner.step % loop.drift_every == 0 else done
+
+def _turn_due(learner):
+    "Turn the knobs whose step has come; rows shown, and those of the batch at hand, stay as they are."
+    while learner.knobs and learner.knobs[0].step <= learner.step:
+        knob, shown = learner.knobs.pop(0), learner.batches.end_of(learner.position) if learner.updates else learner.position
+        turn(learner, knob.name, knob.value, shown)
+        learner.turned.append([learner.step, shown, knob.name, knob.value])
+        yield KnobChanged(learner.step, knob.name, knob.value)
 
 def _leave(learner, batch, start, end):
     "Hand a batch to the method, go on to the next, and close the tasks that ended."

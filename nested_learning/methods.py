@@ -130,15 +130,19 @@ class Method:
         self.model, self.view, self.memory, self.averages, self.ood_policy = model, view, memory, averages, ood_policy
         self.nearest_mean, self.level = nearest_mean, -1 if average == 'last' else 'mean'  # `level`: which average answers
         self.replay_batch_size, self.replayed = replay_batch_size, 0  # `replayed` counts presentations from the memory
-        self.rows, self.ood_confidence = 0, math.nan  # of the last loss: rows in its mean; mean confidence in rows without a class
+        self.rows, self.past, self.ood_confidence = 0, 0, math.nan  # of the last loss: rows in its mean; of these replayed, the last ones; confidence in rows without a class
+        self.right = torch.zeros(0)  # (n,) of the last loss: was each of the stream's rows with a class right?
     def loss(self, batch:Batch)->torch.Tensor:
         "Forward what counts of a batch and give its objective."
         batch, unknown = choose_rows(batch, self.ood_policy)
         self.rows = len(batch.labels)
         self.ood_confidence = confidence(self.model, self.view.plain(unknown)).mean().item() if len(unknown) else math.nan
+        self.right = torch.zeros(0)
         if not self.rows: return zero_loss(self.model)
         inputs = self.view(batch.images)
-        return self.objective(inputs, batch.labels, self.model(inputs))
+        logits = self.model(inputs)
+        self.right = (logits.detach().argmax(1) == batch.labels)[:self.rows-self.past][batch.labels[:self.rows-self.past] >= 0].float()
+        return self.objective(inputs, batch.labels, logits)
     def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
         "Average the cross-entropy over rows (B), forwarded already."
         return (open_set_loss if self.ood_policy == 'reject' else F.cross_entropy)(logits, labels)
@@ -161,7 +165,6 @@ class ER(Method):
         self.needs_boundaries = self.memory.policy == 'herding'
         if self.needs_boundaries and not hasattr(self.model, 'features'):
             raise ValueError(f"policy = 'herding': {type(self.model).__name__} has no `features` to rank images by; give it this method, images to (B, D)")
-        self.past = 0  # replayed images in the last loss: its last rows
 
     def loss(self, batch:Batch)->torch.Tensor:
         "Join the batch with what is replayed; give the objective of both."

@@ -80,7 +80,7 @@ class DERpp(ER):
         now, mimic, again = logits.float().split([n, m, m])
         self.now = now.detach()[labels[:n] >= 0]
         loss = super().objective(inputs[:n], labels[:n], now) if n else 0
-        return loss + (self.alpha*F.mse_loss(mimic, self.stored) + self.beta*F.cross_entropy(again, labels[n+m:]) if m else 0)
+        return loss + (self.alpha*F.mse_loss(mimic, self.stored.to(mimic.device)) + self.beta*F.cross_entropy(again, labels[n+m:]) if m else 0)
     def after_batch(self, batch:Batch):
         "Show the batch to the memory, with its logits; where they are not finite the row is passed over."
         batch = choose_rows(batch, 'ignore')[0]
@@ -221,7 +221,7 @@ def train_anew(
     images, labels = images.to(device), labels.to(device)
     kept = augmenting and augmenting.get_state()
     if augmenting: augmenting.manual_seed(torch.randint(2**62, (), generator=generator).item())
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=.9, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs*n, learning_rate/100)
     for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).tensor_split(n):

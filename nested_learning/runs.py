@@ -79,7 +79,7 @@ def update_run_json(
     write_text(path, json.dumps(entries, indent=1)+'\n')
     return entries
 
-# %% ../nbs/60_runs.ipynb #b734372c
+# %% ../nbs/60_runs.ipynb #3c05990d
 KINDS = ('steps', 'evaluations', 'ood', 'knobs')
 
 def list_parts(
@@ -89,6 +89,7 @@ def list_parts(
     "List the files that hold one kind of rows."
     return dict(sorted((int(path.stem.rsplit('-', 1)[1]), path) for path in Path(run_dir).glob(f'{kind}-*.parquet')))
 
+# %% ../nbs/60_runs.ipynb #c1f13ae8
 class Recorder:
     "Write the events of a run to its folder; call it with each one."
     def __init__(self,

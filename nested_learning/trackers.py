@@ -16,7 +16,7 @@ def scalars(
 )->dict:     # name -> number; empty for events without any
     "Read the numbers off an event."
     if isinstance(event, StepDone):
-        named = {'loss': event.loss, 'grad_norm': event.grad_norm} | {f'drift/{level}': d for level, d in event.drift.items()}
+        named = {'loss': event.loss, 'grad_norm': event.grad_norm, 'accuracy': event.accuracy} | {f'drift/{level}': d for level, d in event.drift.items()}
     elif isinstance(event, Evaluated):
         named = {f'{event.split}/{row["readout"]}/{key}/task {row["task"]}': row[key] for row in event.rows for key in ('class_il', 'task_il')}
     elif isinstance(event, OodMeasured): named = {f'ood/{row["readout"]}/{key}': row[key] for row in event.rows for key in ('ood_auroc', 'false_accept')}

@@ -35,7 +35,7 @@ def update(
     amp_dtype=None,      # torch.bfloat16 or torch.float16 for mixed precision; None: float32
     scaler=None,         # torch.amp.GradScaler for float16
     on_nonfinite='stop', # 'stop' raises; 'skip' leaves weights and clocks alone
-)->dict:                 # loss, grad_norm, replayed, moved
+)->dict:                 # loss, grad_norm, replayed, accuracy, moved
     "Make one step of the optimizer."
     replayed = method.replayed
     with torch.autocast(batch.images.device.type, amp_dtype, amp_dtype is not None): loss = method.loss(batch)
@@ -53,7 +53,7 @@ def update(
         optimizer.step() if scaler is None else scaler.step(optimizer)
         method.after_update()
     if scaler is not None: scaler.update()
-    return dict(loss=value, grad_norm=norm, replayed=method.replayed-replayed, moved=tuple(getattr(optimizer, 'moved', ('all',))) if finite else ())
+    return dict(loss=value, grad_norm=norm, replayed=method.replayed-replayed, accuracy=method.right.mean().item(), moved=tuple(getattr(optimizer, 'moved', ('all',))) if finite else ())
 
 # %% ../nbs/46_updates.ipynb #490865cb
 class Passes:

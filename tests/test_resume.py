@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 KILLS = Path(__file__).parent/'kills.py'
-ENV = dict(os.environ, OMP_NUM_THREADS='1')
+ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(KILLS.parent.parent))
 
 
 @pytest.mark.parametrize('method', ['nested_consolidated', 'der_pp'])
