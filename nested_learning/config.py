@@ -31,7 +31,7 @@ nested_er:           {base: er,        means: {use_nested_learning: true}}
 consolidated:        {base: er,        means: {use_nested_learning: false}, usual: {consolidation: {windows: [0.1]}}}
 nested_consolidated: {base: er,        means: {use_nested_learning: true},  usual: {consolidation: {windows: [0.1]}}}
 iid:                 {base: fine_tune, means: {strategy: iid},                       usual: {use_nested_learning: false}}
-joint:               {base: gdumb,     means: {strategy: iid, memory_size: 1000000}, usual: {use_nested_learning: false}}
+joint:               {base: gdumb,     means: {strategy: iid, memory_size: 1000000}, usual: {use_nested_learning: false, method_options: {epochs: 10}}}
 ''')
 
 # %% ../nbs/02_config.ipynb #870fef55

@@ -86,7 +86,7 @@ def _cell(rows, factor, *keys):
     mean, half = mean_interval(values)
     return f'{mean:.1f} ± {half:.1f}'
 
-def _source(results:dict, path)->str:
+def _provenance(results:dict, path)->str:
     hardware = ', '.join(f'{key} {value}' for key, value in results['hardware'].items() if value is not None)
     data = results['data'] if isinstance(results['data'], str) else ', '.join(f'{key} {value}' for key, value in results['data'].items() if value)
     return (f'Student\'s t over seeds {", ".join(str(seed) for seed in results["seeds"])}. Data: {data}. Hardware: {hardware}. '
@@ -102,7 +102,7 @@ def pairs_table(
     for a, b in dict.fromkeys((pair['better'], pair['than']) for pair in results['pairs']):
         found = {pair['metric']: f'{pair["mean"]:+.1f} ± {pair["half"]:.1f}' for pair in results['pairs'] if (pair['better'], pair['than']) == (a, b)}
         lines.append(f'| {a} | {b} | ' + ' | '.join(found[metric] for metric in metrics) + ' |')
-    return '\n'.join([*lines, '', f'Differences of class-IL accuracies within seeds, in points, with 95% intervals. {_source(results, path)}'])
+    return '\n'.join([*lines, '', f'Differences of class-IL accuracies within seeds, in points, with 95% intervals. {_provenance(results, path)}'])
 
 def results_table(
     path,   # results file; the link below the table leads to it
@@ -113,7 +113,7 @@ def results_table(
     for name, rows in results['methods'].items():
         cells = [_cell(rows, *column) for column in COLUMNS.values()]
         lines.append('| ' + ' | '.join([f'`{name}`', *cells]) + ' |')
-    return '\n'.join([*lines, '', f'Mean and 95% interval. {_source(results, path)}'])
+    return '\n'.join([*lines, '', f'Mean and 95% interval. {_provenance(results, path)}'])
 
 # %% ../nbs/99_docs.ipynb #2f4558a2
 EXTRAS = {'matplotlib': 'dev', 'nbdev': 'dev', 'smalldocs': 'docs'}  # package -> extra of this project that installs it
