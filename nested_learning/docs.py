@@ -89,7 +89,7 @@ def _cell(rows, factor, *keys):
 def _provenance(results:dict, path)->str:
     hardware = ', '.join(f'{key} {value}' for key, value in results['hardware'].items() if value is not None)
     data = results['data'] if isinstance(results['data'], str) else ', '.join(f'{key} {value}' for key, value in results['data'].items() if value)
-    return (f'Student\'s t over seeds {", ".join(str(seed) for seed in results["seeds"])}. Data: {data}. Hardware: {hardware}. '
+    return (f'Intervals by Student\'s t over seeds {", ".join(str(seed) for seed in results["seeds"])}. Data: {data}. Hardware: {hardware}. '
             f'Commit: {results["commit"]}. Every number comes from [{Path(path).name}]({Path(path).as_posix()}).')
 
 def pairs_table(
