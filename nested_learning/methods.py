@@ -63,7 +63,7 @@ def zero_loss(
 
 # %% ../nbs/41_methods.ipynb #25a70121
 def read_out(
-    method:'Method',  # whose memory, averages and view are used
+    method,   # a `Method`, whose memory, averages and view are used
     network,          # its weights
 )->dict:              # name -> module; the last is the answer
     "Name a network, its running average, and the nearest class mean in the features of the last of them (Rebuffi et al. 2017)."
