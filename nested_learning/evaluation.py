@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from .core import forked_random
 from .methods import confidence
 from .metrics import false_accept, ood_auroc
 
@@ -48,7 +49,7 @@ def evaluate(
     first = next(iter(modules.values()))
     device, training = next(first.parameters()).device, {m: m.training for m in modules.values()}
     counts = {name: torch.zeros(3, T, dtype=torch.int64, device=device) for name in modules}
-    with torch.random.fork_rng():
+    with forked_random():
         for m in modules.values(): m.eval()
         for chunk in np.array_split(indices, max(1, math.ceil(len(indices)/batch_size))):
             images, labels = view.plain(split.batch(chunk).to(device)), torch.as_tensor(split.labels[chunk], device=device)

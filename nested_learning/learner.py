@@ -42,6 +42,7 @@ class StepDone:
     accuracy:float   # share of the stream's rows that were right before they were learned, in training mode, over all classes; NaN without any
     moved:tuple      # names of the levels that moved; none if the step was skipped, because the gradient was not finite
     drift:dict = field(default_factory=dict)  # level -> change since the last task end, relative to its norm; empty unless measured
+    moves:dict = field(default_factory=dict)  # level -> change since the last measurement, relative to the same norm
 
 # %% ../nbs/50_learner.ipynb #b21c22a1
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _step(learner, batch)->dict:
     loop = learner.loop
     done = update(learner.method, learner.optimizer, batch, loop.gradient_clip, loop.amp_dtype, learner.scaler, loop.on_nonfinite)
     learner.step, learner.updates, learner.skipped = learner.step+1, learner.updates+1, learner.skipped + (not math.isfinite(done['grad_norm']))
-    return dict(done, drift=learner.drift.measure()) if loop.drift_every and learner.step % loop.drift_every == 0 else done
+    return dict(done, **dict(zip(('drift', 'moves'), learner.drift.measure()))) if loop.drift_every and learner.step % loop.drift_every == 0 else done
 
 def _turn_due(learner):
     "Turn the knobs whose step has come; rows shown, and those of the batch at hand, stay as they are."
@@ -259,7 +260,7 @@ def learner_state(
     parts = {name: part.state_dict() for name, part in _parts(learner).items()}
     place = {name: getattr(learner, name) for name in ('step', 'position', 'updates', 'skipped', 'turned')}
     augment = learner.method.view.generator
-    return copy.deepcopy(dict(parts, place=place, augment=augment and augment.get_state(), reference=learner.drift.reference, passes=learner.passes.counts))
+    return copy.deepcopy(dict(parts, place=place, augment=augment and augment.get_state(), drift=[learner.drift.reference, learner.drift.last], passes=learner.passes.counts))
 
 def load_learner_state(
     learner:Learner,  # made like the one whose state it was
@@ -274,7 +275,7 @@ def load_learner_state(
     for name, part in _parts(learner).items(): part.load_state_dict(state[name])
     if state['augment'] is not None: learner.method.view.generator.set_state(state['augment'])
     for name, value in state['place'].items(): setattr(learner, name, value)
-    learner.drift.reference = copy.deepcopy(state['reference'])
+    learner.drift.reference, learner.drift.last = copy.deepcopy(state['drift'])
     learner.passes.counts = copy.deepcopy(state['passes'])
 
 def _parts(learner)->dict:

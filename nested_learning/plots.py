@@ -216,9 +216,18 @@ def _moves(
     at = {level: step[np.isin(code, ks)] for level, ks in levels.items()}
     return dict(sorted(at.items(), key=lambda item: -len(item[1])))
 
+def _lengths(
+    steps:pd.DataFrame,  # step rows: step, perhaps 'moves <level>'
+    level:str,           # its name
+    when:np.ndarray,     # (m,) [steps] when it moved
+)->np.ndarray:           # (m,) relative to the level's norm; NaN where it was not measured
+    "Look up how long each move of a level was."
+    if f'moves {level}' not in steps: return np.full(len(when), np.nan)
+    return steps.set_index('step')[f'moves {level}'].reindex(when).to_numpy(float)
+
 def plot_levels(
-    steps:pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>'
-)->go.Figure:            # raster of moves; drift below if it was logged
+    steps:pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>' and 'moves <level>'
+)->go.Figure:            # raster of moves, high strokes for long ones; drift below if it was logged
     "Show when each level moved, and how far."
     _need(steps, 'steps', 'step', 'task', 'moved')
     step, at = steps['step'].to_numpy(), _moves(steps)
@@ -227,8 +236,13 @@ def plot_levels(
     fig = make_subplots(2 if drifts else 1, 1, shared_xaxes=True, vertical_spacing=.06, row_heights=[.5, .5] if drifts else None)
     for i, (level, when) in enumerate(at.items()):
         when = when[_thin(len(when))] if len(when) else when
-        fig.add_trace(go.Scatter(x=when, y=np.full(len(when), i, np.int8), name=level, mode='markers', hovertemplate='step %{x}',
-                                 marker=dict(symbol='line-ns', size=18, color=_colour(i), line=dict(color=_colour(i), width=1.5))), 1, 1)
+        length = _lengths(steps, level, when)
+        look = dict(symbol='line-ns', size=18, color=_colour(i), line=dict(color=_colour(i), width=1.5))
+        told = dict(hovertemplate='step %{x}')
+        if np.nan_to_num(length).any():
+            look['size'] = np.nan_to_num(4 + 16*np.sqrt(length/np.nanmax(length)), nan=4.).astype(np.float32)
+            told = dict(customdata=length.astype(np.float32), hovertemplate='step %{x}: moved by %{customdata:.2%}')
+        fig.add_trace(go.Scatter(x=when, y=np.full(len(when), i, np.int8), name=level, mode='markers', marker=look, **told), 1, 1)
     for level, column in drifts.items():
         logged = steps[['step', column]].dropna()
         logged = logged.iloc[_thin(len(logged))]

@@ -97,20 +97,26 @@ def flops_per_image(
 
 # %% ../nbs/46_updates.ipynb #cb300bf4
 class Drift:
-    "Measure how far levels have moved from a reference."
+    "Measure how far levels have moved from a reference, and since the last measurement."
     def __init__(self,
         levels:dict,  # level's name -> list of parameters
     ):
         self.levels = levels
-        self.reset()
+        self.reference, self.last = self._copy(), self._copy()
 
     @torch.no_grad()
+    def _copy(self): return {name: [p.clone() for p in weights] for name, weights in self.levels.items()}
+
     def reset(self):
-        "Measure from the present weights on."
-        self.reference = {name: [p.clone() for p in weights] for name, weights in self.levels.items()}
+        "Take the present weights as the reference."
+        self.reference = self._copy()
 
     @torch.no_grad()
-    def measure(self)->dict:  # level's name -> change relative to the reference's norm
-        "Give the drift of each level."
-        return {name: total_norm(torch._foreach_sub(weights, self.reference[name])) / max(total_norm(self.reference[name]), 1e-12)
-                for name, weights in self.levels.items()}
+    def measure(self)->tuple:  # two dicts, level's name -> length relative to the reference's norm: of the drift; of the move since the last measurement
+        "Give drift and move of each level."
+        norms = {name: max(total_norm(weights), 1e-12) for name, weights in self.reference.items()}
+        drift, moves = ({name: total_norm(torch._foreach_sub(weights, since[name]))/norms[name] for name, weights in self.levels.items()}
+                        for since in (self.reference, self.last))
+        for name, weights in self.levels.items():
+            if moves[name]: torch._foreach_copy_(self.last[name], weights)
+        return drift, moves
