@@ -203,6 +203,9 @@ class Learner:
         self.passes = Passes(method.model, *(method.averages.averages if method.averages else ()))
         self.scaler = torch.amp.GradScaler(self.device.type) if loop.amp_dtype == torch.float16 else None
 
+    @property
+    def shown(self): return self.batches.end_of(self.position) if self.updates else self.position  # rows that stay as they are: those of the batch at hand too
+
     def run(self):
         "Yield the events of the rest of the stream."
         self.method.model.train()
@@ -235,7 +238,7 @@ def _step(learner, batch)->dict:
 def _turn_due(learner):
     "Turn the knobs whose step has come; rows shown, and those of the batch at hand, stay as they are."
     while learner.knobs and learner.knobs[0].step <= learner.step:
-        knob, shown = learner.knobs.pop(0), learner.batches.end_of(learner.position) if learner.updates else learner.position
+        knob, shown = learner.knobs.pop(0), learner.shown
         turn(learner, knob.name, knob.value, shown)
         learner.turned.append([learner.step, shown, knob.name, knob.value])
         yield KnobChanged(learner.step, knob.name, knob.value)
