@@ -97,7 +97,7 @@ def _due(live)->float:
     return max(0., live._last+1/live.speed-time.perf_counter())
 
 def _next(live):
-    "Wait until there is something to do; give a knob to turn, or None to go on."
+    "Wait until there is something to do; give what was asked for, or None to go on."
     with live.wake:
         live.resting = True
         live.wake.notify_all()
@@ -110,11 +110,12 @@ def _next(live):
         return live.wanted.pop(0) if live.wanted else None
 
 def _rest(live):
-    "Turn a knob or go on; a knob that cannot be turned is refused in words, and the run stays as it was."
-    while (knob := _next(live)) is not None:
-        try: live.drive.turn(*knob)
+    "Do what was asked for, then go on; a knob that cannot be turned is refused in words, and the run stays as it was."
+    while (task := _next(live)) is not None:
+        try: task(live.drive)
         except ValueError as e: live._note(refused=str(e))
-        else: return live._note(refused=None)
+        else: live._note(refused=None)
+        if live.drive.learner.knobs and live.drive.learner.knobs[0].step <= live.step: break  # the next event is its turning
     live._last = time.perf_counter()
 
 # %% ../nbs/80_live.ipynb #80a0000e
@@ -163,8 +164,9 @@ class LiveRun:
         make,         # gives a `Drive`, such as `lambda: start(config)`; called in the thread
         goal:float=0, # [steps] where the run first pauses; infinity: nowhere
         past=None,    # the live run that this one was forked from
+        speed:float=math.inf,  # [steps/s] at most
     ):
-        self.wake, self.goal, self.speed, self.wanted, self.closing, self.resting = threading.Condition(threading.RLock()), goal, math.inf, [], False, False
+        self.wake, self.goal, self.speed, self.wanted, self.closing, self.resting = threading.Condition(threading.RLock()), goal, speed, [], False, False
         self.drive, self.step, self.version, self.refused, self.ended, self.error = None, 0, 0, None, None, None
         self._ended_task, self._last = False, 0.
         self.thread = threading.Thread(target=_work, args=(self, make, past), daemon=True, name='live run')
@@ -190,7 +192,13 @@ class LiveRun:
     ):
         "Ask for a knob to be turned before the next step; `refused` says why it could not be."
         if name not in KNOBS: raise ValueError(f'name = {name!r}: cannot change in mid-run; knobs are {", ".join(KNOBS)}')
-        with self.wake: self._note(wanted=[*self.wanted, (name, value)])
+        self.ask(lambda drive: drive.turn(name, value))
+
+    def ask(self,
+        task,  # called with the `Drive` between two steps
+    ):
+        "Have something done in the run's thread, such as `Drive.save`."
+        with self.wake: self._note(wanted=[*self.wanted, task])
 
     def wait(self,
         until,            # called without arguments; the wait is over when it gives something true
