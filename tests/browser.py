@@ -120,6 +120,11 @@ def open_app(page, url):
     errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .voila-error').all_inner_texts()
     assert not errors, errors
 
+def close(page):
+    "Close a page, and its kernel with it."
+    page.evaluate('() => window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()')
+    page.close()
+
 def settle(page, quiet=.75, limit=30):
     "Wait until all figures are drawn and, for a while, nothing has moved."
     places = "() => [...document.querySelectorAll('.js-plotly-plot, .jupyter-widgets')].map(e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
