@@ -1,5 +1,5 @@
-"The notebooks to explore, driven by a real browser in JupyterLab and in Voila."
-import statistics
+"The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
+import re, statistics
 
 import pytest
 
@@ -9,22 +9,70 @@ from conftest import ROOT
 NOTEBOOKS = sorted(path.name for path in (ROOT/'nbs/explore').glob('[!_]*.ipynb'))
 WIDTHS = (1280, 1920)
 
-def look(page, name, theme, shots, found):
-    "Check the page at each width; write its picture if asked."
+def look(page, name, theme, shots):
+    "List what is wrong with the page at each width; write its picture if asked."
+    found = []
     for width in WIDTHS:
         use_width(page, width)
-        if '/lab' in page.url: show_panel(page)
+        show_panel(page)
         found += [f'{theme}, {width} pixels: {problem}' for problem in check_layout(page)]
         if shots: page.screenshot(path=shots/f'{name}-{theme}-{width}.png')
+    return found
+
+def time_slider(page, presses=3):
+    "Press an arrow key on the first slider and wait for the first figure; give the seconds of each press, measured in the page."
+    page.evaluate("""() => {
+        document.addEventListener('keydown', () => { window.pressed = performance.now(); window.drawn = null; }, true);
+        document.querySelector('.js-plotly-plot').on('plotly_afterplot', () => { window.drawn ??= performance.now(); });
+    }""")
+    data = "() => JSON.stringify(document.querySelector('.js-plotly-plot').data.map(trace => trace.y))"
+    page.locator('.noUi-handle').first.focus()
+    seconds = []
+    for _ in range(presses):
+        before = page.evaluate(data)
+        page.keyboard.press('ArrowRight')
+        page.wait_for_function("() => window.drawn", timeout=30_000)
+        assert page.evaluate(data) != before, 'the figure was drawn again, but shows the same'
+        seconds.append(page.evaluate("() => (window.drawn - window.pressed)/1000"))
+        page.wait_for_timeout(300)  # until what follows this press is over
+    return seconds
+
+def drive_stream(page):
+    "The composition follows a slider in less than a second."
+    seconds = time_slider(page)
+    print('from key to figure:', *(f'{s:.2f} s' for s in seconds))
+    assert page.locator('.widget-readout').first.inner_text() == '13%'
+    assert statistics.median(seconds) < 1, seconds
+
+def drive_levels(page):
+    "Play goes on while a period is changed and other cells run, and Play pressed again holds it."
+    message = page.locator('.widget-html-content').filter(has_text=re.compile('step'))
+    step = lambda: int(re.search(r'step (\d+)', message.inner_text())[1])
+    play, first = page.get_by_role('button', name='Play', exact=True), step()
+    play.click()
+    page.wait_for_function("first => Number(document.body.innerText.match(/Playing, step (\\d+)/)?.[1]) > first", arg=first+3, timeout=30_000)
+    page.locator('.noUi-handle').nth(2).focus()  # the slow level
+    page.keyboard.press('ArrowRight')
+    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot text')].some(text => / of 30 steps/.test(text.textContent))", timeout=30_000)
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    if '/lab' in page.url: assert page.evaluate(f"() => {kernel}.requestExecute({{code: 'assert panel.player.playing'}}).done")['content']['status'] == 'ok'
+    play.click()
+    page.wait_for_function("() => /At rest, step/.test(document.body.innerText)", timeout=30_000)
+    held = step()
+    assert held > first
+    page.wait_for_timeout(500)
+    assert step() == held
+
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels}
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
     page, found = open_page(browser), []
     run_all(page, lab, f'explore/{notebook}')
-    for theme in ('light', 'dark'):
+    for theme in ('dark', 'light'):
         use_theme(page, theme)
-        look(page, f'lab-{notebook}', theme, screenshots, found)
-    use_theme(page, 'light')
+        found += look(page, f'lab-{notebook}', theme, screenshots)
+    if notebook in DRIVE: DRIVE[notebook](page)
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
@@ -32,44 +80,10 @@ def test_lab(notebook, browser, lab, screenshots):
 @pytest.mark.parametrize('theme', ('light', 'dark'))
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_voila(notebook, theme, browser, voila, screenshots):
-    page, found = open_page(browser), []
+    page = open_page(browser)
     open_app(page, voila(f'explore/{notebook}', theme))
-    look(page, f'voila-{notebook}', theme, screenshots, found)
+    found = look(page, f'voila-{notebook}', theme, screenshots)
+    if notebook in DRIVE and theme == 'light': DRIVE[notebook](page)
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
-
-FIRST = "document.querySelector('.js-plotly-plot')"  # on the page: the panel's first figure
-
-def time_slider(page, presses=3):
-    "Press an arrow key on the first slider and wait for the first figure; give the seconds of each press, measured in the page."
-    page.evaluate(f"""() => {{
-        const figure = {FIRST};
-        window.pressed = window.drawn = null;
-        document.addEventListener('keydown', () => {{ window.pressed = performance.now(); window.drawn = null; }}, true);
-        figure.on('plotly_afterplot', () => {{ window.drawn ??= performance.now(); }});
-    }}""")
-    data = f"() => JSON.stringify({FIRST}.data.map(trace => trace.y))"
-    page.locator('.noUi-handle').first.focus()
-    seconds = []
-    for _ in range(presses):
-        before = page.evaluate(data)
-        page.keyboard.press('ArrowRight')
-        page.wait_for_function("() => window.drawn > window.pressed", timeout=30_000)
-        assert page.evaluate(data) != before, 'the figure was drawn again, but shows the same'
-        seconds.append(page.evaluate("() => (window.drawn - window.pressed)/1000"))
-        page.wait_for_timeout(300)  # until what follows this press is over
-    return seconds
-
-@pytest.mark.parametrize('server', ('lab', 'voila'))
-def test_slider(server, browser, request):
-    "The composition of the stream follows a slider in less than a second."
-    page, address = open_page(browser), request.getfixturevalue(server)
-    if server == 'lab': run_all(page, address, 'explore/stream.ipynb')
-    else: open_app(page, address('explore/stream.ipynb'))
-    seconds = time_slider(page)
-    print(f'{server}: {", ".join(f"{s:.2f}" for s in seconds)} s')
-    readout = page.locator('.widget-readout').first.inner_text()
-    close(page)
-    assert readout == '13%'
-    assert statistics.median(seconds) < 1, seconds
