@@ -7,6 +7,7 @@
   const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > slack && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > slack
   const words = e => (e.innerText ?? e.textContent ?? '').trim().replace(/\s+/g, ' ').slice(0, 50)
   const figures = all(document, '.js-plotly-plot').filter(visible)
+  const body = e => figures.includes(e) ? e.querySelector('.svg-container') ?? e : e  // a figure can be larger than its element
   const title = figure => `figure '${figure._fullLayout.title?.text?.slice(0, 50) ?? ''}'`
 
   // 1. each figure has room and something drawn in it
@@ -42,12 +43,12 @@
   const boxes = [...figures, ...controls]
   const name = e => figures.includes(e) ? title(e) : `control '${words(e) || e.className}'`
   boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
-    if (!a.contains(b) && !b.contains(a) && overlap(rect(a), rect(b))) problems.push(`${name(a)} overlaps ${name(b)}`)
+    if (!a.contains(b) && !b.contains(a) && overlap(rect(body(a)), rect(body(b)))) problems.push(`${name(a)} overlaps ${name(b)}`)
   }))
 
   // 4. nothing is cut off at the side, and nothing has to be scrolled sideways
-  for (const e of boxes) for (let parent = e.parentElement; parent; parent = parent.parentElement) {
-    const style = getComputedStyle(parent), r = rect(e), p = rect(parent)
+  for (const e of boxes) for (let parent = body(e).parentElement; parent; parent = parent.parentElement) {
+    const style = getComputedStyle(parent), r = rect(body(e)), p = rect(parent)
     if (style.overflowX === 'visible' && parent !== document.body) continue
     if (r.right > p.left + parent.clientLeft + parent.clientWidth + slack || r.left < p.left - slack) { problems.push(`${name(e)} is wider than its place (${parent.className || parent.tagName})`); break }
   }

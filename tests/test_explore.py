@@ -1,7 +1,8 @@
 "The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
-import re, statistics
+import statistics
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from browser import browser, check_layout, close, lab, open_app, open_page, run_all, show_panel, use_theme, use_width, voila  # noqa: F401 (fixtures)
 from conftest import ROOT
@@ -46,18 +47,18 @@ def drive_stream(page):
 
 def drive_levels(page):
     "Play goes on while a period is changed and other cells run, and Play pressed again holds it."
-    message = page.locator('.widget-html-content').filter(has_text=re.compile('step'))
-    step = lambda: int(re.search(r'step (\d+)', message.inner_text())[1])
+    said = "document.querySelector('.widget-html-content').innerText"
+    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
     play, first = page.get_by_role('button', name='Play', exact=True), step()
     play.click()
-    page.wait_for_function("first => Number(document.body.innerText.match(/Playing, step (\\d+)/)?.[1]) > first", arg=first+3, timeout=30_000)
+    page.wait_for_function(f"first => {said}.startsWith('Playing') && Number({said}.match(/step (\\d+)/)[1]) > first", arg=first+3, timeout=30_000)
     page.locator('.noUi-handle').nth(2).focus()  # the slow level
     page.keyboard.press('ArrowRight')
     page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot text')].some(text => / of 30 steps/.test(text.textContent))", timeout=30_000)
     kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
     if '/lab' in page.url: assert page.evaluate(f"() => {kernel}.requestExecute({{code: 'assert panel.player.playing'}}).done")['content']['status'] == 'ok'
     play.click()
-    page.wait_for_function("() => /At rest, step/.test(document.body.innerText)", timeout=30_000)
+    page.wait_for_function(f"() => {said}.startsWith('At rest')", timeout=30_000)
     held = step()
     assert held > first
     page.wait_for_timeout(500)
@@ -87,3 +88,30 @@ def test_voila(notebook, theme, browser, voila, screenshots):
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
+
+GOOD = """<div style="width:600px"><div class="jupyter-widgets"><label class="widget-label" style="display:block;width:90px">short</label></div>
+<div id="figure"></div></div>"""
+FAULTS = {  # what a page does wrong, and what is said about it
+    "figure.layout.title.text = 'x'.repeat(200); Plotly.react(figure, figure.data, figure.layout)": 'is cut off',
+    "Plotly.react(figure, [], {width: 500, height: 300})": 'has no traces',
+    "Plotly.react(figure, [{x: [], y: [], type: 'scatter'}], {width: 500, height: 300})": 'draws no point',
+    "Plotly.relayout(figure, {height: 170})": 'a plot area of',
+    "Plotly.relayout(figure, {annotations: [1, 1.01].map(x => ({x, y: 2, text: 'two words', showarrow: false}))})": 'lies over',
+    "figure.style.marginTop = '-12px'": 'overlaps',
+    "figure.parentElement.style.cssText = 'width:300px;overflow:hidden'": 'is wider than its place',
+    "figure.style.marginLeft = '1000px'": 'the page is',
+    "document.querySelector('label').style.cssText = 'display:block;width:20px;overflow:hidden'": "'short' is cut off",
+}
+
+def test_check_layout(browser):
+    "The check finds nothing in a good page, and each fault that is put into it."
+    page = open_page(browser)
+    page.set_content(GOOD)
+    page.add_script_tag(content=get_plotlyjs())
+    for fault, said in FAULTS.items():
+        page.set_content(GOOD)
+        page.evaluate("() => Plotly.newPlot(figure, [{x: [1, 2], y: [1, 3]}], {width: 500, height: 300, title: {text: 'Two points'}})")
+        assert check_layout(page) == []
+        page.evaluate(f"async () => {{ {fault}; await new Promise(then => setTimeout(then, 100)) }}")
+        assert any(said in problem for problem in check_layout(page)), (fault, check_layout(page))
+    page.close()
