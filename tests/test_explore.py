@@ -106,10 +106,9 @@ FAULTS = {  # what a page does wrong, and what is said about it
 def test_check_layout(browser):
     "The check finds nothing in a good page, and each fault that is put into it."
     page = open_page(browser)
-    page.set_content(GOOD)
     page.add_script_tag(content=get_plotlyjs())
     for fault, said in FAULTS.items():
-        page.set_content(GOOD)
+        page.evaluate("good => { document.body.innerHTML = good }", GOOD)
         page.evaluate("() => Plotly.newPlot(figure, [{x: [1, 2], y: [1, 3]}], {width: 500, height: 300, title: {text: 'Two points'}})")
         assert check_layout(page) == []
         page.evaluate(f"async () => {{ {fault}; await new Promise(then => setTimeout(then, 100)) }}")
