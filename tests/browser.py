@@ -74,7 +74,8 @@ def lab(tmp_path_factory):
 def voila(tmp_path_factory):
     "Function: notebook seen from nbs/ -> its address in a Voila that leaves the lesson out."
     server = start_server(tmp_path_factory.mktemp('voila'), 'voila', '{root}', '--no-browser', '--Voila.ip=127.0.0.1', '--port={port}',
-                          '--TagRemovePreprocessor.remove_cell_tags=lesson')
+                          '--TagRemovePreprocessor.remove_cell_tags=lesson',
+                          '--MappingKernelManager.cull_idle_timeout=20', '--MappingKernelManager.cull_interval=5')  # Voila keeps kernels of closed pages
     yield lambda notebook, theme='light': f'{server.url}/voila/render/{notebook}?theme={theme}'
     stop_server(server)
 
@@ -119,7 +120,7 @@ def open_app(page, url):
     assert not errors, errors
 
 def close(page):
-    "Close a page, and its kernel with it."
+    "Close a page, and in JupyterLab its kernel with it."
     page.evaluate('() => window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()')
     page.close()
 
