@@ -1,4 +1,4 @@
-"What the checks share: the files of the repository, its notebooks, and the option --slow."
+"What the checks share: the files of the repository, its notebooks, and the options --slow and --screenshots."
 import ast, json, shutil, subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the slow checks as well')
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='run the slow checks as well')
+    parser.addoption('--screenshots', type=Path, metavar='DIR', help='write a picture of each page that the browser tests look at')
 
 def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes minutes or installs packages; run with --slow')
 
@@ -25,6 +27,13 @@ def files(tmp_path_factory):
     listed = subprocess.run(['git', '--git-dir', empty/'.git', '--work-tree', ROOT, 'ls-files', '-o', '-z', '--exclude-standard'],
                             cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [Path(name) for name in sorted(listed.split('\0')) if name]
+
+@pytest.fixture(scope='session')
+def screenshots(request):
+    "Folder for pictures of pages, or None."
+    folder = request.config.getoption('--screenshots')
+    if folder: folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 @pytest.fixture
 def clone(files, tmp_path):

@@ -1,0 +1,116 @@
+"The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
+import statistics
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from browser import browser, check_layout, close, lab, open_app, open_page, run_all, show_panel, use_theme, use_width, voila  # noqa: F401 (fixtures)
+from conftest import ROOT
+
+NOTEBOOKS = sorted(path.name for path in (ROOT/'nbs/explore').glob('[!_]*.ipynb'))
+WIDTHS = (1280, 1920)
+
+def look(page, name, theme, shots):
+    "List what is wrong with the page at each width; write its picture if asked."
+    found = []
+    for width in WIDTHS:
+        use_width(page, width)
+        show_panel(page)
+        found += [f'{theme}, {width} pixels: {problem}' for problem in check_layout(page)]
+        if shots: page.screenshot(path=shots/f'{name}-{theme}-{width}.png')
+    return found
+
+def time_slider(page, presses=3):
+    "Press an arrow key on the first slider and wait for the first figure; give the seconds of each press, measured in the page."
+    page.evaluate("""() => {
+        document.addEventListener('keydown', () => { window.pressed = performance.now(); window.drawn = null; }, true);
+        document.querySelector('.js-plotly-plot').on('plotly_afterplot', () => { window.drawn ??= performance.now(); });
+    }""")
+    data = "() => JSON.stringify(document.querySelector('.js-plotly-plot').data.map(trace => trace.y))"
+    page.locator('.noUi-handle').first.focus()
+    seconds = []
+    for _ in range(presses):
+        before = page.evaluate(data)
+        page.keyboard.press('ArrowRight')
+        page.wait_for_function("() => window.drawn", timeout=30_000)
+        assert page.evaluate(data) != before, 'the figure was drawn again, but shows the same'
+        seconds.append(page.evaluate("() => (window.drawn - window.pressed)/1000"))
+        page.wait_for_timeout(300)  # until what follows this press is over
+    return seconds
+
+def drive_stream(page):
+    "The composition follows a slider in less than a second."
+    seconds = time_slider(page)
+    print('from key to figure:', *(f'{s:.2f} s' for s in seconds))
+    assert page.locator('.widget-readout').first.inner_text() == '13%'
+    assert statistics.median(seconds) < 1, seconds
+
+def drive_levels(page):
+    "Play goes on while a period is changed and other cells run, and Play pressed again holds it."
+    said = "document.querySelector('.widget-html-content').innerText"
+    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
+    play, first = page.get_by_role('button', name='Play', exact=True), step()
+    play.click()
+    page.wait_for_function(f"first => {said}.startsWith('Playing') && Number({said}.match(/step (\\d+)/)[1]) > first", arg=first+3, timeout=30_000)
+    page.locator('.noUi-handle').nth(2).focus()  # the slow level
+    page.keyboard.press('ArrowRight')
+    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot text')].some(text => / of 30 steps/.test(text.textContent))", timeout=30_000)
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    if '/lab' in page.url: assert page.evaluate(f"() => {kernel}.requestExecute({{code: 'assert panel.player.playing'}}).done")['content']['status'] == 'ok'
+    play.click()
+    page.wait_for_function(f"() => {said}.startsWith('At rest')", timeout=30_000)
+    held = step()
+    assert held > first
+    page.wait_for_timeout(500)
+    assert step() == held
+
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels}
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS)
+def test_lab(notebook, browser, lab, screenshots):
+    page, found = open_page(browser), []
+    run_all(page, lab, f'explore/{notebook}')
+    for theme in ('dark', 'light'):
+        use_theme(page, theme)
+        found += look(page, f'lab-{notebook}', theme, screenshots)
+    if notebook in DRIVE: DRIVE[notebook](page)
+    found += page.problems
+    close(page)
+    assert not found, '\n'.join(found)
+
+@pytest.mark.parametrize('theme', ('light', 'dark'))
+@pytest.mark.parametrize('notebook', NOTEBOOKS)
+def test_voila(notebook, theme, browser, voila, screenshots):
+    page = open_page(browser)
+    open_app(page, voila(f'explore/{notebook}', theme))
+    found = look(page, f'voila-{notebook}', theme, screenshots)
+    if notebook in DRIVE and theme == 'light': DRIVE[notebook](page)
+    found += page.problems
+    close(page)
+    assert not found, '\n'.join(found)
+
+GOOD = """<div style="width:600px"><div class="jupyter-widgets"><label class="widget-label" style="display:block;width:90px">short</label></div>
+<div id="figure"></div></div>"""
+FAULTS = {  # what a page does wrong, and what is said about it
+    "figure.layout.title.text = 'x'.repeat(200); Plotly.react(figure, figure.data, figure.layout)": 'is cut off',
+    "Plotly.react(figure, [], {width: 500, height: 300})": 'has no traces',
+    "Plotly.react(figure, [{x: [], y: [], type: 'scatter'}], {width: 500, height: 300})": 'draws no point',
+    "Plotly.relayout(figure, {height: 170})": 'a plot area of',
+    "Plotly.relayout(figure, {annotations: [1, 1.01].map(x => ({x, y: 2, text: 'two words', showarrow: false}))})": 'lies over',
+    "figure.style.marginTop = '-12px'": 'overlaps',
+    "figure.parentElement.style.cssText = 'width:300px;overflow:hidden'": 'is wider than its place',
+    "figure.style.marginLeft = '1000px'": 'the page is',
+    "document.querySelector('label').style.cssText = 'display:block;width:20px;overflow:hidden'": "'short' is cut off",
+}
+
+def test_check_layout(browser):
+    "The check finds nothing in a good page, and each fault that is put into it."
+    page = open_page(browser)
+    page.add_script_tag(content=get_plotlyjs())
+    for fault, said in FAULTS.items():
+        page.evaluate("good => { document.body.innerHTML = good }", GOOD)
+        page.evaluate("() => Plotly.newPlot(figure, [{x: [1, 2], y: [1, 3]}], {width: 500, height: 300, title: {text: 'Two points'}})")
+        assert check_layout(page) == []
+        page.evaluate(f"async () => {{ {fault}; await new Promise(then => setTimeout(then, 100)) }}")
+        assert any(said in problem for problem in check_layout(page)), (fault, check_layout(page))
+    page.close()
