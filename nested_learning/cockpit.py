@@ -19,7 +19,7 @@ from .config import Config, ConfigError, load_config
 from .controls import Controls, look
 from .experiment import start
 from .live import LiveRun, View
-from .panels import Hush, Painter, Panel, Screen, close_all, keep, redraw, tile, widget_of
+from .panels import Figure, Hush, Painter, Panel, Screen, close_all, keep, tile
 from .runs import KINDS
 from .scenes import SCENES, compare, draw_pair
 
@@ -117,7 +117,7 @@ def draw_scenes(
     late = [name for name in cockpit.drawn if name in jobs and cockpit.drawn[name] != jobs[name][0]][:most]
     for name in late:
         key, draw, given = jobs[name]
-        redraw(cockpit.figures[name], draw(*given).update_layout(width=None, autosize=True))
+        cockpit.figures[name].show(draw(*given))
         del cockpit.drawn[name]  # to the end of the queue
         cockpit.drawn[name] = key
     if 'pair' in late: cockpit.table.value = write_table(compare(views['A'], views['B']))
@@ -191,8 +191,8 @@ def arrange(
     bar = W.Box([b.play, b.pause, b.step, b.stop, b.reset, b.speed], layout=W.Layout(**row))
     time = W.Box([cockpit.timeline, b.now, b.fork, b.save, b.which], layout=W.Layout(**row))
     figures = [figure for name, figure in cockpit.figures.items() if name != 'pair']
-    cockpit.comparison = W.VBox([tile([cockpit.figures['pair']], 640), cockpit.table], layout=W.Layout(display='none', width='100%'))
-    return Panel([bar, time, cockpit.status, cockpit.message, cockpit.desk, cockpit.comparison, tile(figures, 460), cockpit.screen])
+    cockpit.comparison = W.VBox([tile([cockpit.figures['pair']], most=1), cockpit.table], layout=W.Layout(display='none', width='100%'))
+    return Panel([bar, time, cockpit.status, cockpit.message, cockpit.desk, cockpit.comparison, tile(figures, 420, 3), cockpit.screen])
 
 # %% ../nbs/83_cockpit.ipynb #83a00014
 def keep_run(
@@ -203,7 +203,7 @@ def keep_run(
     if not (live and live.step): raise ValueError('there is nothing to save yet: press Play or Step first')
     if not live.ended: live.ask(lambda drive: drive.save())
     folder = live.drive.folder.resolve()
-    shown = {figure.layout.title.text: figure for name, figure in cockpit.figures.items() if name != 'pair' or 'B' in pair.runs}
+    shown = [figure for name, figure in cockpit.figures.items() if name != 'pair' or 'B' in pair.runs]
     cockpit.todo.append(lambda: keep(folder/'figures', shown))
     cockpit.screen.take_pictures(lambda pictures: keep(folder/'figures', pictures=pictures))
     again = shlex.quote(f'{folder}-repeated')
@@ -218,7 +218,7 @@ def furnish(
     "Make all widgets but the controls."
     view = cockpit.preview
     cockpit.screen, cockpit.message, cockpit.status, cockpit.table, cockpit.desk = Screen(), W.HTML(), W.HTML(), W.HTML(), W.Box(layout=W.Layout(width='100%'))
-    cockpit.figures = {name: widget_of(scene.draw(view)) for name, scene in SCENES.items()} | dict(pair=widget_of(draw_pair(view, view)))
+    cockpit.figures = {name: Figure(scene.draw(view)) for name, scene in SCENES.items()} | dict(pair=Figure(draw_pair(view, view)))
     cockpit.drawn = dict.fromkeys(cockpit.figures)  # name -> key of what it shows; what waited longest comes first
     cockpit.buttons = make_buttons()
     cockpit.timeline = W.IntSlider(0, 0, 1, **look('timeline [step]', 'all figures as of this step') | dict(layout=dict(width='99%', max_width='640px')))
@@ -265,8 +265,9 @@ class Cockpit:
 
     def offer(self):
         "Make controls for the configuration."
-        self.controls = Controls(self.pair.config, lambda key, value: self.do(lambda: self.turn(key, value)))
+        self.controls, before = Controls(self.pair.config, lambda key, value: self.do(lambda: self.turn(key, value))), self.desk.children
         self.desk.children = [self.controls.box]
+        for box in before: close_all(box)
     def turn(self, key:str, value):
         self.pair.change(key, value)
         if key in self.controls.setup: self.offer()  # another method has other knobs
@@ -278,7 +279,6 @@ class Cockpit:
         self.pair.fork(self.timeline.value)
         self.buttons.now.value = True
     def save(self): self.message.value = keep_run(self)
-
     def show(self)->Panel:
         "Give the panel, to be shown by the cell that runs now."
         take_place(self)
