@@ -102,7 +102,7 @@ def write_table(
 )->str:                  # HTML
     "Write the differences of two runs."
     if not len(table): return 'The differences in numbers come when both runs have ended a task.'
-    return table.to_html(float_format=lambda x: f'{x:.1f}', border=0)
+    return table.to_html(float_format=lambda x: f'{x:.1f}', na_rep='-', border=0)
 
 # %% ../nbs/83_cockpit.ipynb #83a0000f
 def draw_scenes(
@@ -137,7 +137,8 @@ def show_state(
         if b.now.value: t.value = view.step
         if b.which.options != tuple(cockpit.pair.runs): b.which.options = tuple(cockpit.pair.runs)
         b.which.value = cockpit.pair.shown if cockpit.pair.runs else None
-    cockpit.comparison.layout.display = '' if 'B' in cockpit.pair.runs else 'none'
+        b.which.layout.display = '' if 'B' in cockpit.pair.runs else 'none'
+    cockpit.comparison.layout.display = 'flex' if 'B' in cockpit.pair.runs else 'none'
 
 # %% ../nbs/83_cockpit.ipynb #83a00010
 def hear(
@@ -191,7 +192,8 @@ def arrange(
     bar = W.Box([b.play, b.pause, b.step, b.stop, b.reset, b.speed], layout=W.Layout(**row))
     time = W.Box([cockpit.timeline, b.now, b.fork, b.save, b.which], layout=W.Layout(**row))
     figures = [figure for name, figure in cockpit.figures.items() if name != 'pair']
-    cockpit.comparison = W.VBox([tile([cockpit.figures['pair']], most=1), cockpit.table], layout=W.Layout(display='none', width='100%'))
+    sides = [W.Box([cockpit.figures['pair']], layout=W.Layout(flex='3 1 560px', min_width='min(560px, 100%)', display='block')), W.Box([cockpit.table], layout=W.Layout(flex='1 1 300px', overflow='auto'))]
+    cockpit.comparison = W.Box(sides, layout=W.Layout(display='none', flex_flow='row wrap', width='100%'))
     return Panel([bar, time, cockpit.status, cockpit.message, cockpit.desk, cockpit.comparison, tile(figures, 420, 3), cockpit.screen])
 
 # %% ../nbs/83_cockpit.ipynb #83a00014

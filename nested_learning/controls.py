@@ -30,7 +30,7 @@ def ratio_controls(
     "Make a slider for each ratio that the run's stream can change."
     if config.schedule not in ('blurry', 'split', 'iid'): return {}
     told = dict(blur_ratio=('blur, next task [%]', 'share of a window that comes early from the next task'),
-                other_task_ratio=('recurrence, past tasks [%]', 'share of a window that was held back from past tasks'),
+                other_task_ratio=('recurrence, past [%]', 'share of a window that was held back from past tasks'),
                 ood_ratio=('OOD, no task [%]', 'share of a window that belongs to no task'))
     return {key: W.FloatSlider(getattr(config.continual_learning, key), min=0, max=.6, step=.01, readout_format='.0%', **look(*told[key]))
             for key in RATIOS if key in ALLOWED[config.schedule]}
@@ -151,16 +151,17 @@ class Controls:
             if key in self.knobs: self.knobs[key].value = value
 
 # %% ../nbs/82_controls.ipynb #82a0000d
-def _group(title:str, *widgets)->W.VBox:
-    "Put controls under a heading."
-    return W.VBox([W.HTML(f'<b>{title}</b>'), *widgets], layout=W.Layout(flex='1 1 400px', min_width='0', padding='0 8px 0 0'))
+def _column(*widgets)->W.VBox:
+    "Put controls and headings below each other."
+    return W.VBox(widgets, layout=W.Layout(flex='1 1 400px', min_width='0', padding='0 8px 0 0'))
 
 def _arrange(controls:Controls)->W.Box:
-    "Lay the controls out in three groups, side by side where there is room."
+    "Lay the controls out in two columns, side by side where there is room."
     flat = lambda keys: [widget for key in keys if key in controls.knobs for widget in (controls.knobs[key] if isinstance(controls.knobs[key], list) else [controls.knobs[key]])]
     ratios = flat(RATIOS)
     preset = W.HBox([W.Label('realism', layout=W.Layout(width='174px', display='flex', justify_content='flex-end')), controls.realism])
-    groups = [_group('Stream', preset, *ratios)] if ratios else []
-    groups += [_group('Levels', *flat(('periods', 'level_lr', 'learning_rate', 'reduction')))]
-    groups += [_group('Memory and averages', *flat(('replay_batch_size', 'consolidation')), W.HTML('<b>Set-up</b>'), controls.lock, *controls.setup.values())]
-    return W.Box(groups, layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))
+    stream = [W.HTML('<b>Stream</b>'), preset, *ratios] if ratios else []
+    rest = flat(('replay_batch_size', 'consolidation'))
+    left = _column(*stream, W.HTML('<b>Set-up</b>'), controls.lock, *controls.setup.values())
+    right = _column(W.HTML('<b>Levels</b>'), *flat(('periods', 'level_lr', 'learning_rate', 'reduction')), *([W.HTML('<b>Memory and averages</b>'), *rest] if rest else []))
+    return W.Box([left, right], layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))

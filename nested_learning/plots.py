@@ -226,6 +226,7 @@ def _lengths(
     if f'moves {level}' not in steps: return np.full(len(when), np.nan)
     return steps.set_index('step')[f'moves {level}'].reindex(when).to_numpy(float)
 
+# %% ../nbs/70_plots.ipynb #70a1b001
 def plot_levels(
     steps:pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>' and 'moves <level>'
 )->go.Figure:            # raster of moves, high strokes for long ones; drift below if it was logged

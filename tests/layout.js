@@ -14,6 +14,7 @@
   if (!figures.length) problems.push('no figure at all')
   for (const figure of figures) {
     const drawn = all(figure, '.trace path, .trace text, .point, .points path, .heatmaplayer image, .imagelayer image, .textpoint, .slice, .table').filter(e => e.getBoundingClientRect().width + e.getBoundingClientRect().height > 0)
+    if (!figure.data.length && figure._fullLayout.annotations.some(a => a.text)) continue  // it says what it waits for
     if (!figure.data.length) problems.push(`${title(figure)} has no traces`)
     else if (!drawn.length && !all(figure, '.gl-container canvas').length) problems.push(`${title(figure)} draws no point`)
     const areas = all(figure, '.draglayer .nsewdrag'), whole = figure._fullLayout._size

@@ -1,5 +1,5 @@
 "The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
-import statistics
+import re, statistics
 
 import pytest
 from plotly.offline import get_plotlyjs
@@ -64,12 +64,90 @@ def drive_levels(page):
     page.wait_for_timeout(500)
     assert step() == held
 
-DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels}
+STATUS = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).find(text => /, row \\d/.test(text)) ?? ''"
+
+def press(page, name): page.locator('.nl-panel button', has_text=re.compile(rf'^\s*{name}\s*$')).click()
+
+def wait_for_status(page, pattern):
+    page.wait_for_function(f"pattern => new RegExp(pattern).test({STATUS})", arg=pattern, timeout=120_000)
+    return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
+
+def read_figure(page, title):
+    "Give the x, y and z of the traces of a figure, by name."
+    return page.evaluate("""title => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith(title))._fullData.map(
+        (trace, i) => [trace.name ?? i, Object.fromEntries(['x', 'y', 'z'].map(k => [k, trace[k] ? [...trace[k]].map(v => v?.length ? [...v] : v) : []]))]))""", title)
+
+def execute(page, code):
+    "Run code in the kernel of a notebook in JupyterLab, beside whatever plays."
+    reply = page.evaluate("code => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}).done", code)
+    assert reply['content']['status'] == 'ok', reply['content']
+
+def nudge(page, label, presses):
+    "Focus the slider of a label and press an arrow key."
+    page.locator('.jupyter-widgets', has=page.get_by_text(label, exact=True)).locator('.noUi-handle').last.focus()
+    for _ in range(presses): page.keyboard.press('ArrowRight')
+
+def play_cockpit(page):
+    "Play until the matrix has its first cell, and pause."
+    press(page, 'Play')
+    wait_for_status(page, 'task [1-4]')
+    press(page, 'Pause')
+    wait_for_status(page, 'paused')
+    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.layout.title?.text?.startsWith('Accuracy after') && f.data.length)", timeout=30_000)
+    page.wait_for_timeout(1500)  # until all figures are drawn
+
+def drive_cockpit(page):
+    "Pause holds, Step adds one; a period changes the cadence, a ratio what is to come; a fork is compared, and everything kept."
+    in_lab, first = '/lab' in page.url, wait_for_status(page, 'paused')
+    page.wait_for_timeout(500)
+    assert wait_for_status(page, 'paused') == first
+    press(page, 'Step')
+    wait_for_status(page, f'step {first+1},')
+    if in_lab: execute(page, 'shown = cockpit.pair.live.view()')
+    seconds = []
+    for _ in range(3):
+        before = read_figure(page, 'The stream')
+        nudge(page, 'OOD, no task [%]', 3)
+        pressed = page.evaluate("() => performance.now()")
+        page.wait_for_function("before => JSON.stringify([...[...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith('The stream'))._fullData.at(-1).y]) !== before",
+                               arg=page.evaluate("y => JSON.stringify(y)", list(before.values())[-1]['y']), polling=20, timeout=30_000)
+        seconds.append((page.evaluate("() => performance.now()")-pressed)/1000)
+        page.wait_for_timeout(300)
+    print('from a ratio to the figure:', *(f'{s:.2f} s' for s in seconds))
+    assert statistics.median(seconds) < 1, seconds
+    if in_lab: execute(page, 'now = cockpit.pair.live.view(); assert len(now.knobs) >= 3; assert now.stream.hash != shown.stream.hash\n'
+                             'assert now.stream.table[:now.position].equals(shown.stream.table[:now.position])')
+    nudge(page, 'period, medium [steps]', 1)  # from 5 to 7
+    press(page, 'Play')
+    wait_for_status(page, rf'step ({"|".join(str(first+k) for k in range(30, 300))}),')
+    if in_lab: execute(page, 'assert cockpit.pair.state == "playing"')
+    press(page, 'Pause')
+    at = wait_for_status(page, 'paused')
+    page.wait_for_timeout(1500)
+    moves = read_figure(page, 'Moves')['medium']['x']
+    assert moves[-1]-moves[-2] == 7 and moves[1]-moves[0] == 5, moves
+    press(page, 'Fork here')
+    wait_for_status(page, 'B: paused')
+    press(page, 'Step')
+    wait_for_status(page, f'B: paused, step {at+1},')
+    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.offsetWidth && f.layout.title?.text?.startsWith('A (solid)'))", timeout=30_000)
+    press(page, 'Save')
+    page.get_by_text('papermill nbs/runs/one_run.ipynb').wait_for(timeout=30_000)
+    if not in_lab: return
+    execute(page, 'import time; folder = cockpit.pair.live.drive.folder; end = time.time()+30\n'
+                  'while len(list((folder/"figures").glob("*.png"))) < 7 and time.time() < end: time.sleep(.2)\n'
+                  'assert all(path.stat().st_size > 5000 for path in (folder/"figures").glob("*.png"))\n'
+                  'assert len(list((folder/"figures").glob("*.png"))) == 7 == len(list((folder/"figures").glob("*.html"))), sorted(folder.rglob("*"))\n'
+                  'assert (folder/"config.yaml").is_file() and cockpit.painter.load <= .15, cockpit.painter.load')
+
+PREPARE = {'cockpit.ipynb': play_cockpit}
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit}
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
     page, found = open_page(browser), []
     run_all(page, lab, f'explore/{notebook}')
+    if notebook in PREPARE: PREPARE[notebook](page)
     for theme in ('dark', 'light'):
         use_theme(page, theme)
         found += look(page, f'lab-{notebook}', theme, screenshots)
@@ -83,6 +161,7 @@ def test_lab(notebook, browser, lab, screenshots):
 def test_voila(notebook, theme, browser, voila, screenshots):
     page = open_page(browser)
     open_app(page, voila(f'explore/{notebook}', theme))
+    if notebook in PREPARE: PREPARE[notebook](page)
     found = look(page, f'voila-{notebook}', theme, screenshots)
     if notebook in DRIVE and theme == 'light': DRIVE[notebook](page)
     found += page.problems
