@@ -177,7 +177,7 @@ def _stamp(place:str, names:list)->str:
 # %% ../nbs/60_runs.ipynb #5a0e0007
 def _read_parts(place:str, names:list, run:str)->list:
     "Read the parts of a run as tables with a column `run`."
-    tables = [pq.ParquetFile(pa.py_buffer(Path(place, name).read_bytes())).read(use_threads=False) for name in names]
+    tables = [pq.ParquetFile(f'{place}/{name}', pre_buffer=False).read(use_threads=False) for name in names]  # the quickest way for small files
     return [table.append_column('run', pa.array([run]*len(table), pa.string())) for table in tables]
 
 def _gather(
@@ -206,9 +206,6 @@ def _gather(
 MEASURES = tuple('average_accuracy' if name == 'accuracy' else name for name in METRICS)
 MEASURES = (*MEASURES, *(f'{name}_task' for name in MEASURES))  # columns of class-IL, then those of task-IL
 
-@lru_cache(4096)
-def _parse(section:str)->dict: return yaml.load(section, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))  # the runs of a grid share most sections
-
 def _flat(groups)->dict:
     "Spread groups over keys such as `group.key`; lists become JSON text."
     flat = {}
@@ -216,6 +213,12 @@ def _flat(groups)->dict:
         if isinstance(value, dict): flat |= {f'{key}.{name}': inner for name, inner in _flat(value.items()).items()}
         else: flat[key] = json.dumps(value) if isinstance(value, list) else value
     return flat
+
+@lru_cache(4096)  # the runs of a grid share most sections
+def _parse(section:str)->dict:
+    "Read one section of a configuration."
+    (keys,) = yaml.load(section, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)).values()
+    return _flat(keys.items())
 
 def _split_runs(table:pa.Table)->dict:  # run -> its rows, structured
     "Cut the evaluations of all runs into those of each."
@@ -236,7 +239,7 @@ def _read_row(place:str, rows)->dict:  # rows: of `_measure`, or None
     info = json.loads(Path(place, 'run.json').read_text(encoding='utf-8'))
     if info['status'] == 'finished' and rows is None: raise ValueError('finished, but without evaluations-*.parquet')
     sections = re.split(r'^(?=\w)', Path(place, 'config.yaml').read_text(encoding='utf-8'), flags=re.MULTILINE)
-    keys = _flat(pair for section in filter(None, sections) for values in _parse(section).values() for pair in values.items())
+    keys = {key: value for section in filter(None, sections) for key, value in _parse(section).items()}
     cost = dict(info.get('cost', {}))
     seconds = {f'{name}_seconds': s for name, s in cost.pop('seconds', {}).items()}
     told = {key: info.get(key) for key in ('started', 'ended', 'error', 'config_hash', 'stream_hash', 'weights_hash', 'commit')}
@@ -288,7 +291,9 @@ class Store:
 
     def frame(self)->pd.DataFrame:  # a row for each run that can be read
         "Give all runs with configuration, metrics, cost, hashes and status."
-        runs = _find_runs(self.folder)
+        return self._frame(_find_runs(self.folder))
+
+    def _frame(self, runs)->pd.DataFrame:
         looks = {run: _stamp(place, [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations')) for run, (place, files) in runs.items()}
         self._read = {run: self._read[run] for run, look in looks.items() if run in self._read and self._read[run][0] == look}
         if fresh := [run for run in runs if run not in self._read]:
@@ -300,8 +305,9 @@ class Store:
     @property
     def damaged(self)->dict:  # run -> why
         "List damaged and half-written folders; the rows of all kinds are looked at."
-        self.frame()
-        for kind in KINDS: self._rows(kind, _find_runs(self.folder))
+        runs = _find_runs(self.folder)
+        self._frame(runs)
+        for kind in KINDS: self._rows(kind, runs)
         lost = {run: why for reasons in self._lost.values() for run, why in reasons.items()}
         return dict(sorted({**lost, **{run: why for run, (_, _, why) in self._read.items() if why}}.items()))
 
@@ -309,11 +315,11 @@ class Store:
         query:str,       # reads the views `runs`, `steps`, `evaluations`, `ood`, `knobs`; each has a column `run`
     )->pd.DataFrame:
         "Query the runs, and the rows of all of them."
-        connection, named = _duckdb().connect(), set(re.findall(r'\w+', query.lower()))
+        connection, runs, named = _duckdb().connect(), _find_runs(self.folder), set(re.findall(r'\w+', query.lower()))
         for kind in named.intersection(KINDS):
-            place = str(self._rows(kind, _find_runs(self.folder))).replace("'", "''")
+            place = str(self._rows(kind, runs)).replace("'", "''")
             connection.execute(f"create view {kind} as select * from read_parquet('{place}')")
-        if 'runs' in named: connection.register('runs', self.frame())
+        if 'runs' in named: connection.register('runs', self._frame(runs))
         return connection.execute(query).df()
 
     def compare(self,
