@@ -253,6 +253,16 @@ def _try_row(place:str, rows, why)->tuple:  # row, None; or None, reason
     try: return _read_row(place, rows), None
     except Exception as e: return None, f'{type(e).__name__}: {" ".join(str(e).split())}'  # whatever is wrong with one folder, the others count
 
+def _read_changed(runs:dict, known:dict, gather)->dict:  # run -> how its files look, its row, or why there is none
+    "Read the rows of runs that are new or changed; `gather` gives the file of all evaluations, and runs it could not read."
+    looks = {run: _stamp(place, [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations')) for run, (place, files) in runs.items()}
+    kept = {run: known[run] for run, look in looks.items() if run in known and known[run][0] == look}
+    fresh = [run for run in runs if run not in kept]
+    if not fresh: return kept
+    path, lost = gather()
+    evaluations = _split_runs(pq.read_table(path))
+    return kept | {run: (looks[run], *_try_row(runs[run][0], evaluations.get(run), lost.get(run))) for run in fresh}
+
 def _make_frame(rows:list)->pd.DataFrame:
     "Make a table of rows; a key that is a number in one run and a text in another becomes text."
     frame = pd.DataFrame(rows)
@@ -285,8 +295,7 @@ class Store:
         if not self.folder.is_dir(): raise ValueError(f'folder = {str(folder)!r}: no such folder; give one with run folders below it, such as _runs')
 
     def _rows(self, kind, runs)->Path:
-        path = self.cache/f'{kind}.parquet'
-        self._lost[kind] = _gather(runs, kind, path)
+        self._lost[kind] = _gather(runs, kind, path := self.cache/f'{kind}.parquet')
         return path
 
     def frame(self)->pd.DataFrame:  # a row for each run that can be read
@@ -294,19 +303,13 @@ class Store:
         return self._frame(_find_runs(self.folder))
 
     def _frame(self, runs)->pd.DataFrame:
-        looks = {run: _stamp(place, [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations')) for run, (place, files) in runs.items()}
-        self._read = {run: self._read[run] for run, look in looks.items() if run in self._read and self._read[run][0] == look}
-        if fresh := [run for run in runs if run not in self._read]:
-            evaluations = _split_runs(pq.read_table(self._rows('evaluations', runs)))
-            lost = self._lost['evaluations']
-            self._read |= {run: (looks[run], *_try_row(runs[run][0], evaluations.get(run), lost.get(run))) for run in fresh}
+        self._read = _read_changed(runs, self._read, lambda: (self._rows('evaluations', runs), self._lost['evaluations']))
         return _make_frame([dict(run=run, **self._read[run][1]) for run in runs if self._read[run][1]])
 
     @property
     def damaged(self)->dict:  # run -> why
         "List damaged and half-written folders; the rows of all kinds are looked at."
-        runs = _find_runs(self.folder)
-        self._frame(runs)
+        self._frame(runs := _find_runs(self.folder))
         for kind in KINDS: self._rows(kind, runs)
         lost = {run: why for reasons in self._lost.values() for run, why in reasons.items()}
         return dict(sorted({**lost, **{run: why for run, (_, _, why) in self._read.items() if why}}.items()))
@@ -316,9 +319,7 @@ class Store:
     )->pd.DataFrame:
         "Query the runs, and the rows of all of them."
         connection, runs, named = _duckdb().connect(), _find_runs(self.folder), set(re.findall(r'\w+', query.lower()))
-        for kind in named.intersection(KINDS):
-            place = str(self._rows(kind, runs)).replace("'", "''")
-            connection.execute(f"create view {kind} as select * from read_parquet('{place}')")
+        for kind in named.intersection(KINDS): connection.read_parquet(str(self._rows(kind, runs))).create_view(kind)
         if 'runs' in named: connection.register('runs', self._frame(runs))
         return connection.execute(query).df()
 
