@@ -25,7 +25,7 @@ setuptools.setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=shlex.split(cfg['requirements']),
     extras_require={'dev': shlex.split(cfg['dev_requirements']), 'docs': shlex.split(cfg['docs_requirements']),
-                    'trackers': shlex.split(cfg['trackers_requirements'])},
+                    'store': shlex.split(cfg['store_requirements']), 'trackers': shlex.split(cfg['trackers_requirements'])},
     entry_points={'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl'], 'Source': cfg['git_url']},
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
