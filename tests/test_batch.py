@@ -30,7 +30,7 @@ def start(*words, **options):
 
 
 def end(process, code=0):
-    said = process.communicate(timeout=900)[0]
+    said = process.communicate(timeout=1800)[0]
     assert process.returncode == code, said
     return said
 
@@ -102,12 +102,18 @@ def test_killed_twice(tmp_path):
     check_same(folder, runs, undisturbed(tmp_path/'alone'))
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "The twelve runs of four methods and three seeds, made by a batch that nobody disturbed."
+    path, folder, runs = write_grid(tmp_path_factory.mktemp('undisturbed'), FULL)
+    assert '12 finished' in end(start('run', path, '--folder', folder, '--workers', 2))
+    return lambda planned: Run(folder/planned.name)
+
+
 @pytest.mark.slow
-def test_full_grid_killed_twice(tmp_path):
+def test_full_grid_killed_twice(tmp_path, whole):
     folder, runs = kill_twice(tmp_path, FULL)
-    end(start('run', tmp_path/'grid.yaml', '--folder', tmp_path/'undisturbed', '--workers', 2))
-    check_same(folder, runs, lambda r: Run(tmp_path/'undisturbed'/r.name))
-    assert len(runs) == 12
+    check_same(folder, runs, whole)
 
 
 def lose_a_node(tmp_path, grid):
@@ -134,33 +140,26 @@ def test_ray_loses_a_node(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_grid_on_ray(tmp_path):
+def test_full_grid_on_ray(tmp_path, whole):
     folder, runs = lose_a_node(tmp_path, FULL)
-    end(start('run', tmp_path/'grid.yaml', '--folder', tmp_path/'undisturbed', '--workers', 2))
-    check_same(folder, runs, lambda r: Run(tmp_path/'undisturbed'/r.name))
+    check_same(folder, runs, whole)
 
 
-def test_ctrl_c(tmp_path):
-    "Each run stops after its present step, with a checkpoint and a record that says so."
+def test_ctrl_c_then_two_batches(tmp_path):
+    "Each run stops after its present step, with a checkpoint and a record that says so; then two batches on one folder share what is left."
     path, folder, runs = write_grid(tmp_path, {**FEW, 'seeds': 1})
     process = start('run', path, '--folder', folder, '--workers', 2)
     wait_for(lambda: half_done(folder, runs))
     process.send_signal(signal.SIGINT)
     assert 'goes on' in end(process, 130)
-    states = [read_state(folder, r) for r in runs]
-    assert 'stopped' in [s['state'] for s in states] and not any(s['state'] in ('running', 'failed') for s in states)
-    stopped = [r.name for r, s in zip(runs, states) if s['state'] == 'stopped' and s['step'] < s['of']]
-    assert stopped and all(Run(folder/name).info['status'] == 'stopped' and 'KeyboardInterrupt' in (folder/f'{name}.ipynb').read_text() for name in stopped)
-    end(start('resume', folder, '--workers', 2))
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
-
-
-def test_two_batches_share_a_folder(tmp_path):
-    path, folder, runs = write_grid(tmp_path, {**FEW, 'seeds': 1})
-    both = [start('run', path, '--folder', folder, '--workers', 1) for _ in range(2)]
+    states = {r.name: read_state(folder, r) for r in runs}
+    assert {s['state'] for s in states.values()} <= {'stopped', 'finished'}
+    stopped = [name for name, s in states.items() if s['state'] == 'stopped']
+    assert any(Run(folder/name).info['status'] == 'stopped' and 'KeyboardInterrupt' in (folder/f'{name}.ipynb').read_text() for name in stopped)
+    both = [start('resume', folder, '--workers', 1) for _ in range(2)]
     for process in both: assert '2 finished' in end(process)
-    assert [times(folder, r.name, 'begins') for r in runs] == [1, 1] and not times(folder, runs[0].name, 'goes on')
-    assert len({line.split()[3] for line in (folder/'batch.log').read_text().splitlines() if ': begins' in line}) == 2  # each did one
+    assert all((times(folder, name, 'begins'), times(folder, name, 'goes on')) == (1, name in stopped) for name in states)
+    check_same(folder, runs, undisturbed(tmp_path/'alone'))
 
 
 def test_disk_full(tmp_path):
