@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Commands', 'batch', 'run', 'resume', 'retry', 'status', 'gather', 'search_command']
 
-# %% ../nbs/66_commands.ipynb #6961c5e5
-import json, os, shutil, signal, sys
+# %% ../nbs/66_commands.ipynb #fea10636
+import os, shutil, signal, sys
 from pathlib import Path
 
 import click
 import pandas as pd
 
-from .batch import collect, log, open_batch, read_grid, plan_runs, tabulate
+from .batch import collect, log, open_batch, plan_runs, read_grid, tabulate
 from .config import ConfigError
 from .core import write_atomic
 from .engines import estimate, run_pool, run_ray
@@ -38,7 +38,7 @@ def _options(command):
     "Add the options of those commands that run something."
     for option in reversed([
         click.option('--workers', type=click.IntRange(1), help='Runs at a time on this machine; one for each core unless given.'),
-        click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray).'),
+        click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.'),
         click.option('--address', help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only."),
         click.option('--gpus-per-run', type=click.FloatRange(0), default=0., show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25.')]): command = option(command)
     return command
@@ -48,9 +48,10 @@ def _table(frame:pd.DataFrame)->str:
     shown = frame.dropna(axis=1, how='all').copy()
     if 'accuracy' in shown: shown['accuracy'] = [f'{a:.1%}' if a == a and a is not None else '' for a in shown.accuracy]
     if 'error' in shown: shown['error'] = [e.splitlines()[0][:60] if isinstance(e, str) else '' for e in shown.error]
-    for column in ('step', 'of'):
-        if column in shown: shown[column] = [f'{v:.0f}' if v == v else '' for v in shown[column]]
-    return shown.fillna('').to_string(index=False)
+    if 'step' in shown:
+        shown['step'] = [f'{s:.0f}/{o:.0f}' if o == o and o is not None else '' for s, o in zip(shown.step, frame.of)]
+        shown = shown.drop(columns='of', errors='ignore').rename(columns=dict(state='status', step='step/of'))
+    return shown.astype(object).where(shown.notna(), '').to_string(index=False)
 
 def _interrupt(number, frame): raise KeyboardInterrupt
 
@@ -85,7 +86,9 @@ def _finish(folder, runs:list):
 @click.option('--dry-run', is_flag=True, help='Only list the runs and estimate their cost from a few measured steps; nothing is written.')
 @_options
 def run(grid, folder, dry_run, **how):
-    """Run the GRID, a YAML file.
+    """Run a grid of configurations.
+
+    GRID is a YAML file:
 
     \b
     base: configs/digits.yaml               what all runs share: a file, or keys
@@ -114,7 +117,10 @@ def run(grid, folder, dry_run, **how):
 @click.argument('folder', type=click.Path(path_type=Path))
 @_options
 def resume(folder, **how):
-    "Run what is missing in FOLDER; half-done runs go on from their newest checkpoints. Failed runs are left alone: see retry."
+    """Run what is missing in FOLDER.
+
+    Half-done runs go on from their newest checkpoints, to the same bits as if they had never stopped. Failed runs are left alone: see retry.
+    """
     runs = open_batch(folder)
     log(folder, 'resume')
     _work(folder, runs, **how)
@@ -124,7 +130,10 @@ def resume(folder, **how):
 @click.option('--anew', is_flag=True, help='Delete what the failed runs have done, and begin them again from nothing.')
 @_options
 def retry(folder, anew, **how):
-    "Try the failed runs of FOLDER again, from their newest checkpoints; the record of the failure is kept as <name>.failed.ipynb."
+    """Try the failed runs of FOLDER again.
+
+    They go on from their newest checkpoints. The record of the failure is kept as <name>.failed.ipynb.
+    """
     runs = open_batch(folder)
     failed = [r for r, state in zip(runs, tabulate(folder, runs).state) if state == 'failed']
     for r in failed:
@@ -137,7 +146,7 @@ def retry(folder, anew, **how):
 @batch.command()
 @click.argument('folder', type=click.Path(path_type=Path))
 def status(folder):
-    "Show the state of each run in FOLDER."
+    "Show the state of each run in FOLDER: id, method, seed, state, step, accuracy, seconds."
     runs = open_batch(folder)
     states = tabulate(folder, runs)
     click.echo(_table(states))
@@ -148,7 +157,10 @@ def status(folder):
 @click.argument('folder', type=click.Path(path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path), help='File to write, .csv or .parquet; FOLDER/results.csv unless given.')
 def gather(folder, out):
-    "Write one row for each finished run of FOLDER: what sets it apart, metrics in both readings, cost, and hashes of stream and weights."
+    """Write the results of FOLDER as a table.
+
+    One row for each finished run: what sets it apart, metrics in both readings, cost, and the hashes of stream, weights and configuration.
+    """
     out = out or folder/'results.csv'
     if out.suffix not in ('.csv', '.parquet'): raise ConfigError(f'out = {str(out)!r}: must end in .csv or .parquet')
     runs = open_batch(folder)
@@ -161,7 +173,9 @@ def gather(folder, out):
 @click.argument('search', type=click.Path(path_type=Path))
 @click.option('--folder', type=click.Path(path_type=Path), help='Folder for the trials; _runs/<name of the search> unless given.')
 def search_command(search, folder):
-    """Look for hyper-parameters as SEARCH, a YAML file, says; never on the reported stream.
+    """Look for hyper-parameters, never on the reported stream.
+
+    SEARCH is a YAML file:
 
     \b
     base: configs/digits.yaml               the configuration to be reported
@@ -172,6 +186,8 @@ def search_command(search, folder):
       memory_policy: [reservoir, ring]
     trials: 20                              how many
     at_once: 2                              trials that run side by side
+    holdout: 0.2                            share of the training images that judge
+    seed: 0                                 of the search
 
     Trials are judged on held-out training images, never on test images. Given again, it goes on where it was left. The best configuration is written to best-<name>.yaml.
     """
