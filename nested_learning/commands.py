@@ -113,6 +113,7 @@ def run(grid, folder, dry_run, **how):
     log(folder, f'run {grid}')
     _work(folder, runs, **how)
 
+# %% ../nbs/66_commands.ipynb #6016cc66
 @batch.command()
 @click.argument('folder', type=click.Path(path_type=Path))
 @_options
