@@ -103,7 +103,7 @@ def _seeds(seeds)->list:
     if isinstance(seeds, list) and seeds and all(whole(n, 0) for n in seeds): return seeds
     raise ConfigError(f'seeds = {seeds!r}: must be a list of integers from 0 on, such as [0, 1, 2], or how many')
 
-# %% ../nbs/62_batch.ipynb #9cb9cf16
+# %% ../nbs/62_batch.ipynb #da57c33b
 def _excluded(exclude, points:list)->list:
     "Leave out the combinations named."
     if not isinstance(exclude, list) or not all(isinstance(e, dict) and e for e in exclude): raise ConfigError(f'exclude = {exclude!r}: must be a list of combinations, such as [{{method: er, seed: 1}}]')

@@ -56,9 +56,8 @@ class Bars:
         workers:int,  # runs at a time
         show=None,    # False: no bars; None: on a screen only
     ):
-        self.folder, self.runs, self.ended = folder, runs, {}
-        for run in runs:
-            if (state := read_state(folder, run)['state']) in ('finished', 'failed'): self.ended[run.name] = state
+        self.folder, self.runs = folder, runs
+        self.ended = {run.name: state for run in runs if (state := read_state(folder, run)['state']) in ('finished', 'failed')}
         hide = None if show is None else not show
         self.all = tqdm(total=len(runs), initial=len(self.ended), desc='all runs', smoothing=0, disable=hide, bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]')
         self.own = [tqdm(total=1, position=k+1, leave=False, disable=hide, bar_format='{desc:40.40} {percentage:3.0f}%|{bar}| {n}/{total} steps') for k in range(workers)]
@@ -73,8 +72,7 @@ class Bars:
                 step, of = read_progress(self.folder, run)
                 shares += step/of if of else 0
                 active.append((run.name, step, of or 1))
-        for k, name in enumerate(self.slots):
-            if name not in [a[0] for a in active]: self.slots[k] = None
+        self.slots = [name if name in [a[0] for a in active] else None for name in self.slots]
         for name, step, of in active:
             if name not in self.slots and None in self.slots: self.slots[self.slots.index(None)] = name
             if name in self.slots: self._set(self.own[self.slots.index(name)], name, step, of)
@@ -110,6 +108,7 @@ def stop_kernels(
             try: os.kill(int(said[1]), signal.SIGINT)
             except ProcessLookupError: pass
 
+# %% ../nbs/64_engines.ipynb #ba5805f0
 def run_pool(
     folder,       # of the batch
     runs:list,    # of `Planned`; those finished or failed are left alone

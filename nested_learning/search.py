@@ -93,6 +93,7 @@ def _suggest(trial, key:str, space):
     suggest = trial.suggest_int if isinstance(space['low'], int) and isinstance(space['high'], int) else trial.suggest_float
     return suggest(key, space['low'], space['high'], log=bool(space.get('log')))
 
+# %% ../nbs/65_search.ipynb #3914c6e2
 def tune(
     search:dict,  # of `read_search`
     folder,       # for the trials
@@ -127,6 +128,7 @@ def _judge(folder:Path, run:Planned, name:str, number:int)->dict:
     if (folder/run.name/'run.json').is_file(): update_run_json(folder/run.name, tuning=dict(search=name, trial=number, holdout_accuracy=value))
     return dict(state=state, holdout_accuracy=value)
 
+# %% ../nbs/65_search.ipynb #ee8696a8
 def tune_folder(
     path,        # YAML file of a search
     folder,      # for the trials; may hold a batch as well
