@@ -126,7 +126,7 @@ def close(page):
 
 def settle(page, quiet=.5, limit=30):
     "Wait until all figures are drawn and, for a while, nothing has moved."
-    places = "() => [...document.querySelectorAll('.js-plotly-plot, .jupyter-widgets')].map(e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
+    places = "() => [...document.querySelectorAll('.js-plotly-plot, .svg-container, .jupyter-widgets')].map(e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
     page.wait_for_function("() => { const f = [...document.querySelectorAll('.js-plotly-plot')]; return f.length && f.every(e => e._fullLayout && e.calcdata); }", timeout=60_000)
     before, since, end = page.evaluate(places), time.monotonic(), time.monotonic() + limit
     while time.monotonic() - since < quiet and time.monotonic() < end:
