@@ -64,7 +64,25 @@ def drive_levels(page):
     page.wait_for_timeout(500)
     assert step() == held
 
-DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels}
+def drive_forgetting(page):
+    "Play, slowed down by a key, shows both tasks; Pause holds all three runs; Step makes one step."
+    said = "document.querySelector('.widget-html-content').innerText"
+    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
+    press = lambda name: page.locator('.jupyter-button', has_text=name).click()
+    page.locator('.noUi-handle').nth(1).focus()  # the speed
+    for _ in range(2): page.keyboard.press('ArrowLeft')
+    press('Play')
+    page.wait_for_function("""() => { const curves = document.querySelector('.js-plotly-plot').data;
+        return ['task 0', 'task 1'].every(name => curves.filter(curve => curve.name === name).length === 3); }""", timeout=120_000)
+    press('Pause')
+    page.wait_for_function(f"() => {said}.startsWith('paused')", timeout=30_000)
+    held = step()
+    page.wait_for_timeout(500)
+    assert step() == held
+    press('Step')
+    page.wait_for_function(f"step => {said}.startsWith(`paused, step ${{step}} `)", arg=held+1, timeout=30_000)
+
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'forgetting.ipynb': drive_forgetting}
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
