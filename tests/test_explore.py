@@ -69,8 +69,8 @@ def drive_forgetting(page):
     said = "document.querySelector('.widget-html-content').innerText"
     step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
     press = lambda name: page.locator('.jupyter-button', has_text=name).click()
-    page.locator('.noUi-handle').nth(1).focus()  # the speed
-    for _ in range(2): page.keyboard.press('ArrowLeft')
+    page.locator('.noUi-handle').nth(1).focus()  # the speed: to 5 steps a second
+    for _ in range(4): page.keyboard.press('ArrowLeft')
     press('Play')
     page.wait_for_function("""() => { const curves = document.querySelector('.js-plotly-plot').data;
         return ['task 0', 'task 1'].every(name => curves.filter(curve => curve.name === name).length === 3); }""", timeout=120_000)
