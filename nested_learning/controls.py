@@ -24,6 +24,7 @@ def look(
     "Give all controls one look."
     return dict(description=label, tooltip=tooltip, style=dict(description_width='170px'), layout=dict(width='99%', max_width='440px'), continuous_update=False)
 
+# %% ../nbs/82_controls.ipynb #82a00008
 def ratio_controls(
     config:Config,
 )->dict:  # key -> slider
@@ -35,6 +36,7 @@ def ratio_controls(
     return {key: W.FloatSlider(getattr(config.continual_learning, key), min=0, max=.6, step=.01, readout_format='.0%', **look(*told[key]))
             for key in RATIOS if key in ALLOWED[config.schedule]}
 
+# %% ../nbs/82_controls.ipynb #82a00009
 def level_controls(
     config:Config,
 )->dict:  # key -> sliders, one for each level; a flat optimizer has one learning rate
@@ -48,6 +50,7 @@ def level_controls(
                for name, period in zip(names, m.periods)]
     return dict(periods=periods, level_lr=[rate(lr, name) for name, lr in zip(names, t.level_lr or [t.learning_rate]*len(names))])
 
+# %% ../nbs/82_controls.ipynb #82a0000a
 def other_controls(
     config:Config,
 )->dict:  # key -> widget, or list of widgets
@@ -57,7 +60,7 @@ def other_controls(
         made['reduction'] = W.Dropdown(options=('mean', 'sum', 'sqrt'), value=t.reduction, **look('reduction', 'what a level makes of its gathered gradients'))
     if cl.consolidation: made['consolidation'] = [
         W.BoundedFloatText(window, min=.001, max=1e6, step=.01, **look(f'window, average {i}', 'below 1: share of the run so far; from 1 on: a number of updates'))
-        for i, window in enumerate(cl.consolidation.windows)]
+        for i, window in enumerate(cl.consolidation.windows, 1)]
     if config.base_method in REPLAYING: made['replay_batch_size'] = W.IntSlider(
         cl.replay_batch_size, min=1, max=max(50, cl.replay_batch_size), **look('replayed [images]', 'images drawn from the memory at each step'))
     return made
@@ -72,7 +75,7 @@ def setup_controls(
                 memory_size=W.Text(str(cl.memory_size), **look('memory [images]', "a number of images, or a size such as '6MB'")),
                 seed=W.BoundedIntText(config.run.seed, min=0, max=10**6, **look('seed', 'every random choice derives from it')))
 
-# %% ../nbs/82_controls.ipynb #82a00009
+# %% ../nbs/82_controls.ipynb #82a0000d
 def read(
     key:str,     # of the configuration
     controls,    # its widget, or a list of widgets
@@ -107,7 +110,7 @@ def write(
         if isinstance(widget, W.SelectionSlider) and one not in widget.options: widget.options = sorted({*widget.options, one})
         widget.value = one
 
-# %% ../nbs/82_controls.ipynb #82a0000c
+# %% ../nbs/82_controls.ipynb #82a00010
 class Controls:
     "Hold a control for each key that a person may turn."
     def __init__(self,
@@ -150,7 +153,7 @@ class Controls:
         for key, value in zip(RATIOS, REALISM[name]):
             if key in self.knobs: self.knobs[key].value = value
 
-# %% ../nbs/82_controls.ipynb #82a0000d
+# %% ../nbs/82_controls.ipynb #82a00011
 def _column(*widgets)->W.VBox:
     "Put controls and headings below each other."
     return W.VBox(widgets, layout=W.Layout(flex='1 1 400px', min_width='0', padding='0 8px 0 0'))

@@ -138,7 +138,6 @@ class Drive:
         self.recorder, self.best = Recorder(folder, part), BestModel(learner, folder/'best.pt', best)
         self.own = [self.recorder, *([self.best] if config.evaluation.save_best_model else [])]
         self.seconds, self.task_end = seconds or dict(train=0., evaluate=0., cpu=0.), False
-
     def events(self):
         "Yield what happens up to the end of the stream; what is yielded is recorded already."
         clock, cpu, every = time.perf_counter(), time.process_time(), self.config.run.checkpoint_every
@@ -151,13 +150,11 @@ class Drive:
             yield event
             if isinstance(event, StepDone) and (self.task_end or every and event.step % every == 0): self.save()
             clock, cpu = time.perf_counter(), time.process_time()
-
     def save(self):
         "Write the rows so far, then the state."
         self.recorder.flush()
         save_checkpoint(self.folder, self.learner, self.config.run.keep_checkpoints, self.task_end, part=self.recorder.part, best=self.best.best, seconds=dict(self.seconds))
         self.task_end = False
-
     def turn(self,
         name:str,  # a key, one of `schema.KNOBS`
         value,     # what it is from now on

@@ -121,9 +121,11 @@ def _rest(live):
 # %% ../nbs/80_live.ipynb #80a0000e
 def _take(live, event):
     "Record an event."
-    learner, rows = live.drive.learner, event_rows(event)
+    learner, rows, arrived = live.drive.learner, event_rows(event), time.perf_counter()
     with live.wake:
-        if isinstance(event, StepDone): rows['steps'][0]['seconds'] = time.perf_counter()-live._last
+        if isinstance(event, StepDone):
+            rows['steps'][0]['seconds'] = arrived-live._last
+            live.inside += arrived-live._last
         live.record.add(rows)
         if isinstance(event, StepDone):
             live.step = event.step
@@ -131,6 +133,7 @@ def _take(live, event):
         live._ended_task = isinstance(event, TaskEnded) or live._ended_task and not isinstance(event, StepDone)
         if isinstance(event, KnobChanged) and event.name in RATIOS: live.streams.append((event.step, learner.stream))
     live._note()
+    live.outside += time.perf_counter()-arrived
 
 def _enter(live, drive, past):
     "Begin with what the run's folder, or the run it was forked from, knows already."
@@ -157,7 +160,43 @@ def _work(live, make, past):
     except Stopped as e: live._note(ended='stopped', error=str(e))
     except BaseException as e: live._note(ended='failed', error=f'{type(e).__name__}: {e}')
 
-# %% ../nbs/80_live.ipynb #80a00010
+# %% ../nbs/80_live.ipynb #80a0000f
+def _wait(self,
+    until,            # called without arguments; the wait is over when it gives something true
+    timeout:float=60, # [s]
+):
+    "Wait for something about this run; raise where it does not come."
+    with self.wake:
+        if not self.wake.wait_for(until, timeout): raise TimeoutError(f'timeout = {timeout}: the run is {self.state} at step {self.step}; wait longer, or play it')
+    return self
+
+def _view(self,
+    step=None,  # [steps]; None: as of now
+)->View:        # None while the run is being built
+    "Look at the run as of a step."
+    with self.wake:
+        if self.drive is None: return None
+        step = self.step if step is None else max(0, min(step, self.step))
+        frames = {kind: self.record.until(kind, step) for kind in KINDS}
+        stream = [stream for at, stream in self.streams if at <= step][-1]
+        held = next((held for held in reversed(self.held) if held and held.step <= step), None)
+        last = frames['steps'].iloc[-1] if len(frames['steps']) else dict(position=0, task=0)
+        return View(step, int(last['position']), int(last['task']), self.drive.config.at(step), stream, **frames, held=held)
+
+def _fork(self,
+    step:int,    # [steps] up to which both are the same
+    **overrides, # as in `experiment.branch`
+):               # a `LiveRun` that pauses there
+    "Start another run from the middle of this one, which pauses."
+    self.pause()
+    def make():
+        with self.wake:
+            self.wake.wait_for(lambda: self.ended or self.resting)
+            if not self.ended: self.drive.save()
+            return reopen(branch(self.drive.folder, step, **overrides))
+    return LiveRun(make, goal=step, past=self)
+
+# %% ../nbs/80_live.ipynb #80a00011
 class LiveRun:
     "Run in a thread; steer it, and look at it, from any other."
     def __init__(self,
@@ -168,7 +207,7 @@ class LiveRun:
     ):
         self.wake, self.goal, self.speed, self.wanted, self.closing, self.resting = threading.Condition(threading.RLock()), goal, speed, [], False, False
         self.drive, self.step, self.version, self.refused, self.ended, self.error = None, 0, 0, None, None, None
-        self._ended_task, self._last = False, 0.
+        self._ended_task, self._last, self.inside, self.outside = False, 0., 0., 0.  # [s] in steps, and in recording what came of them
         self.thread = threading.Thread(target=_work, args=(self, make, past), daemon=True, name='live run')
         self.thread.start()
 
@@ -180,6 +219,7 @@ class LiveRun:
 
     @property
     def state(self)->str: return self.ended or ('building' if self.drive is None else 'paused' if self.step >= self.goal else 'playing')
+    load = property(lambda self: self.outside/max(self.inside+self.outside, 1e-9))  # share of the time that recording takes
     def play(self): self._note(goal=math.inf)
     def pause(self): self._note(goal=0)
     def advance(self, n:int=1): self._note(goal=self.step+n)
@@ -200,37 +240,4 @@ class LiveRun:
         "Have something done in the run's thread, such as `Drive.save`."
         with self.wake: self._note(wanted=[*self.wanted, task])
 
-    def wait(self,
-        until,            # called without arguments; the wait is over when it gives something true
-        timeout:float=60, # [s]
-    ):
-        "Wait for something about this run; raise where it does not come."
-        with self.wake:
-            if not self.wake.wait_for(until, timeout): raise TimeoutError(f'timeout = {timeout}: the run is {self.state} at step {self.step}; wait longer, or play it')
-        return self
-
-    def view(self,
-        step=None,  # [steps]; None: as of now
-    )->View:        # None while the run is being built
-        "Look at the run as of a step."
-        with self.wake:
-            if self.drive is None: return None
-            step = self.step if step is None else max(0, min(step, self.step))
-            frames = {kind: self.record.until(kind, step) for kind in KINDS}
-            stream = [stream for at, stream in self.streams if at <= step][-1]
-            held = next((held for held in reversed(self.held) if held and held.step <= step), None)
-            last = frames['steps'].iloc[-1] if len(frames['steps']) else dict(position=0, task=0)
-            return View(step, int(last['position']), int(last['task']), self.drive.config.at(step), stream, **frames, held=held)
-
-    def fork(self,
-        step:int,    # [steps] up to which both are the same
-        **overrides, # as in `experiment.branch`
-    ):               # a `LiveRun` that pauses there
-        "Start another run from the middle of this one, which pauses."
-        self.pause()
-        def make():
-            with self.wake:
-                self.wake.wait_for(lambda: self.ended or self.resting)
-                if not self.ended: self.drive.save()
-                return reopen(branch(self.drive.folder, step, **overrides))
-        return LiveRun(make, goal=step, past=self)
+    wait, view, fork = _wait, _view, _fork

@@ -127,31 +127,27 @@ class Painter:
         failed,  # called with a sentence when drawing fails
     ):
         self.draw, self.screen, self.busy, self.failed = draw, screen, busy, failed
-        self.woken, self.closed, self.hurry, self.spent, self.watched = threading.Event(), False, 0., 0., 0.
+        self.woken, self.closed, self.spent, self.watched = threading.Event(), False, 0., 0.
         threading.Thread(target=self._work, daemon=True, name='painter').start()
 
     @property
-    def load(self)->float: return self.spent/max(self.watched, 1e-9)  # share of the time spent on drawing while something else was busy
+    def load(self)->float: return self.spent/max(self.watched, 1e-9)  # processor time of drawing while something else was busy, as a share of that time
 
-    def poke(self):
-        "Draw everything soon."
-        self.hurry = time.perf_counter()+.5
-        self.woken.set()
-
+    def poke(self): self.woken.set()  # draw soon
     def close(self): self.closed = True
 
     def _work(self):
-        pause, seen = 0., time.perf_counter()
+        free = seen = time.perf_counter()  # when the next figure may be drawn; when this thread last came by
         while not self.closed:
-            if self.woken.wait(max(.2, pause)): time.sleep(.02)  # several controls may change at one stroke
+            if self.woken.wait(max(.2, free-time.perf_counter())): time.sleep(.02)  # several controls may change at one stroke
             self.woken.clear()
-            begun, busy = time.perf_counter(), self.busy()
+            begun, work, busy = time.perf_counter(), time.thread_time(), self.busy()
             if not self.closed and self.screen.visible:
-                try: self.draw(1 if busy and begun > self.hurry else None)
+                try: self.draw(1 if busy else None)
                 except Exception as e: self.failed(f'{type(e).__name__}: {e}')
             now = time.perf_counter()
-            if busy: self.spent, self.watched = self.spent+now-begun, self.watched+now-seen
-            pause, seen = (now-begun)*(1-self.share)/self.share if busy else 0., now
+            if busy: self.spent, self.watched = self.spent+time.thread_time()-work, self.watched+now-seen
+            free, seen = min(max(free, begun)+(now-begun)/self.share, now+1.) if busy else now, now
 
 # %% ../nbs/72_panels.ipynb #72a00012
 class Hush:

@@ -85,6 +85,7 @@ class Passes:
             self.counts[self.phase] = [forward+n, backward + n*torch.is_grad_enabled()]
         return count
 
+# %% ../nbs/46_updates.ipynb #46f10b51
 class Flops(TorchDispatchMode):
     "Count the FLOPs of this thread inside the block (`torch.utils.flop_counter` hooks the modules of all threads)."
     def __init__(self):

@@ -144,8 +144,25 @@ def drive_cockpit(page):
                   'assert (folder/"config.yaml").is_file() and cockpit.painter.load+cockpit.pair.runs["A"].load <= .15, (cockpit.painter.load, cockpit.pair.runs["A"].load)\n'
                   'print(cockpit.painter.load, cockpit.pair.runs["A"].load)')
 
+def drive_forgetting(page):
+    "Play, slowed down by a key, shows both tasks; Pause holds all three runs; Step makes one step."
+    said = "document.querySelector('.widget-html-content').innerText"
+    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
+    page.locator('.noUi-handle').nth(1).focus()  # the speed: to 5 steps a second
+    for _ in range(4): page.keyboard.press('ArrowLeft')
+    press(page, 'Play')
+    page.wait_for_function("""() => { const curves = document.querySelector('.js-plotly-plot').data;
+        return ['task 0', 'task 1'].every(name => curves.filter(curve => curve.name === name).length === 3); }""", timeout=120_000)
+    press(page, 'Pause')
+    page.wait_for_function(f"() => {said}.startsWith('paused')", timeout=30_000)
+    held = step()
+    page.wait_for_timeout(500)
+    assert step() == held
+    press(page, 'Step')
+    page.wait_for_function(f"step => {said}.startsWith(`paused, step ${{step}} `)", arg=held+1, timeout=30_000)
+
 PREPARE = {'cockpit.ipynb': play_cockpit}
-DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit}
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit, 'forgetting.ipynb': drive_forgetting}
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
