@@ -59,6 +59,7 @@ export default { async render({ model, el }) {
     const watch = new ResizeObserver(() => {
         if (!place.clientWidth || place.clientWidth === width) return;
         width = place.clientWidth;
+        place.closest('.nl-panel')?.setAttribute('data-lm-suppress-shortcuts', '');  // JupyterLab would take Shift and arrow keys away from the controls
         place.data ? Plotly.Plots.resize(place) : draw();
     });
     watch.observe(place);
