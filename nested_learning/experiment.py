@@ -25,7 +25,7 @@ from .consolidation import NearestClassMean
 from .core import hash_tensors, pick_device, use_threads, write_atomic
 from .cost import measure_cost
 from .learner import Evaluated, Learner, StepDone, TaskEnded, load_learner_state
-from .runs import KINDS, Recorder, describe_environment, list_parts, make_run_dir, read_rows, update_run_json
+from .runs import KINDS, Recorder, describe_environment, list_parts, make_run_dir, read_answer, read_rows, update_run_json
 from .schema import KNOBS, RATIOS
 from .stream import Stream, replan
 from .transforms import View
@@ -201,7 +201,7 @@ def _finish(drive:Drive):
     if learner.turned: learner.stream.to_parquet(folder/'stream.parquet')  # as it was shown in the end
     seconds = {name: round(s, 3) for name, s in drive.seconds.items()}
     update_run_json(folder, status='finished', error=None, ended=time.strftime('%Y-%m-%d %H:%M:%S'), cost=measure_cost(learner, seconds), stream_hash=learner.stream.hash,
-                    weights_hash=hash_tensors({f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}))
+                    answer=read_answer(folder), weights_hash=hash_tensors({f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}))
 
 # %% ../nbs/61_experiment.ipynb #3fa24284
 def start(

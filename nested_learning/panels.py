@@ -47,6 +47,7 @@ const load = model => window.nestedPlotly ??= (async () => {
     new Function('module', 'exports', 'define', library.get('source'))(module, module.exports);
     return module.exports;
 })();
+const keepKeys = event => event.target.setAttribute('data-lm-suppress-shortcuts', '');  // else JupyterLab takes Shift and arrow keys from a control
 export default { async render({ model, el }) {
     const Plotly = await load(model), place = el.appendChild(document.createElement('div'));
     const draw = () => {
@@ -59,6 +60,7 @@ export default { async render({ model, el }) {
     const watch = new ResizeObserver(() => {
         if (!place.clientWidth || place.clientWidth === width) return;
         width = place.clientWidth;
+        place.closest('.nl-panel')?.addEventListener('focusin', keepKeys);
         place.data ? Plotly.Plots.resize(place) : draw();
     });
     watch.observe(place);

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'KINDS', 'MEASURES', 'make_run_dir', 'describe_environment', 'update_run_json', 'list_parts', 'event_rows',
-           'Recorder', 'read_rows', 'Store']
+           'Recorder', 'read_rows', 'read_answer', 'Store']
 
 # %% ../nbs/60_runs.ipynb #fea8ec44
 import importlib.metadata, json, os, platform, subprocess, time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from .core import write_atomic, write_text
@@ -135,6 +137,8 @@ class Recorder:
         with open(self.dir/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
 
 # %% ../nbs/60_runs.ipynb #9d579f3a
+def _read_part(path)->pa.Table: return pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # the quickest way for small files
+
 def read_rows(
     run_dir,   # folder of a run
     kind:str,  # one of `KINDS`
@@ -142,15 +146,13 @@ def read_rows(
     "Read the recorded rows of a run."
     parts = list_parts(run_dir, kind).values()
     if not parts: raise ValueError(f'run_dir = {str(run_dir)!r}: holds no {kind}-*.parquet; it is not the folder of a run, the run stopped before its first checkpoint, or it had no such rows')
-    return pd.concat([pd.read_parquet(p) for p in parts], ignore_index=True)
+    return pa.concat_tables([_read_part(p) for p in parts], promote_options='permissive').to_pandas(ignore_metadata=True)
 
 # %% ../nbs/60_runs.ipynb #5a0e0002
 import re
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from . import metrics
@@ -177,7 +179,7 @@ def _stamp(place:str, names:list)->str:
 # %% ../nbs/60_runs.ipynb #5a0e0007
 def _read_parts(place:str, names:list, run:str)->list:
     "Read the parts of a run as tables with a column `run`."
-    tables = [pq.ParquetFile(f'{place}/{name}', pre_buffer=False).read(use_threads=False) for name in names]  # the quickest way for small files
+    tables = [_read_part(f'{place}/{name}') for name in names]
     return [table.append_column('run', pa.array([run]*len(table), pa.string())) for table in tables]
 
 def _gather(
@@ -202,6 +204,17 @@ def _gather(
     with write_atomic(path) as temporary: pq.write_table(whole, temporary)
     return lost
 
+# %% ../nbs/60_runs.ipynb #5a0e0020
+def read_answer(
+    run_dir,  # folder of a run
+)->dict:      # readout, R, R_task: lists, None where nothing was measured; empty before the first task has ended
+    "Work out of the recorded rows what a run's answer knew after each task."
+    rows = read_rows(run_dir, 'evaluations')
+    if not ((rows['split'] == 'test') & (rows['after'] >= 0)).any(): return {}
+    readout = rows['readout'].iloc[-1]
+    R = {name: metrics.accuracy_matrix(rows, column, readout) for name, column in (('R', 'class_il'), ('R_task', 'task_il'))}
+    return dict(readout=readout, **{name: np.where(np.isnan(matrix), None, matrix).tolist() for name, matrix in R.items()})
+
 # %% ../nbs/60_runs.ipynb #5a0e0009
 MEASURES = tuple('average_accuracy' if name == 'accuracy' else name for name in METRICS)
 MEASURES = (*MEASURES, *(f'{name}_task' for name in MEASURES))  # columns of class-IL, then those of task-IL
@@ -220,48 +233,32 @@ def _parse(section:str)->dict:
     (keys,) = yaml.load(section, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)).values()
     return _flat(keys.items())
 
-def _split_runs(table:pa.Table)->dict:  # run -> its rows, structured
-    "Cut the evaluations of all runs into those of each."
-    if not len(table): return {}
-    rows = np.empty(len(table), [(name, object if name in ('split', 'readout') else float) for name in ('step', 'after', 'task', 'class_il', 'task_il', 'split', 'readout')])
-    for name in rows.dtype.names: rows[name] = table[name].to_numpy()
-    run = table['run'].to_numpy()
-    edges = np.flatnonzero(run[1:] != run[:-1])+1
-    return dict(zip(run[np.r_[0, edges]], np.split(rows, edges)))
+def _measure(R, R_task)->dict:
+    "Compute all metrics of a run from its two matrices."
+    return {name: getattr(metrics, name.removesuffix('_task'))(R_task if name.endswith('_task') else R) for name in MEASURES}
 
-def _measure(rows:np.ndarray)->dict:  # rows: structured, the evaluations of one run
-    "Compute all metrics of a run from its rows."
-    R = {end: metrics.accuracy_matrix(rows, column, rows['readout'][-1]) for end, column in (('', 'class_il'), ('_task', 'task_il'))}
-    return {name: getattr(metrics, name.removesuffix('_task'))(R['_task' if name.endswith('_task') else '']) for name in MEASURES}
-
-def _read_row(place:str, rows)->dict:  # rows: of `_measure`, or None
+def _read_row(place:str, files:list)->dict:
     "Read what one run contributes to the table."
-    info = json.loads(Path(place, 'run.json').read_text(encoding='utf-8'))
-    if info['status'] == 'finished' and rows is None: raise ValueError('finished, but without evaluations-*.parquet')
+    info, parts = json.loads(Path(place, 'run.json').read_text(encoding='utf-8')), _parts_of(files, 'evaluations')
+    if info['status'] == 'finished' and not parts: raise ValueError('finished, but without evaluations-*.parquet')
+    answer = info['status'] == 'finished' and info.get('answer') or (read_answer(place) if parts else {})
     sections = re.split(r'^(?=\w)', Path(place, 'config.yaml').read_text(encoding='utf-8'), flags=re.MULTILINE)
     keys = {key: value for section in filter(None, sections) for key, value in _parse(section).items()}
     cost = dict(info.get('cost', {}))
     seconds = {f'{name}_seconds': s for name, s in cost.pop('seconds', {}).items()}
     told = {key: info.get(key) for key in ('started', 'ended', 'error', 'config_hash', 'stream_hash', 'weights_hash', 'commit')}
-    tested = rows is not None and ((rows['split'] == 'test') & (rows['after'] >= 0)).any()
-    return dict(status=info['status'], **keys, **(_measure(rows) if tested else {}), **cost, **seconds, **told, hardware=json.dumps(info.get('hardware')), dir=place)
+    return dict(status=info['status'], **keys, **(_measure(answer['R'], answer['R_task']) if answer else {}), **cost, **seconds, **told, hardware=json.dumps(info.get('hardware')), dir=place)
 
 # %% ../nbs/60_runs.ipynb #5a0e000a
-def _try_row(place:str, rows, why)->tuple:  # row, None; or None, reason
+def _try_row(place:str, files:list)->tuple:  # row, None; or None, reason
     "Read the row of a run, or say why it cannot be read."
-    if why: return None, why
-    try: return _read_row(place, rows), None
+    try: return _read_row(place, files), None
     except Exception as e: return None, f'{type(e).__name__}: {" ".join(str(e).split())}'  # whatever is wrong with one folder, the others count
 
-def _read_changed(runs:dict, known:dict, gather)->dict:  # run -> how its files look, its row, or why there is none
-    "Read the rows of runs that are new or changed; `gather` gives the file of all evaluations, and runs it could not read."
+def _read_changed(runs:dict, known:dict)->dict:  # run -> how its files look, its row, or why there is none
+    "Read the rows of runs that are new or changed."
     looks = {run: _stamp(place, [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations')) for run, (place, files) in runs.items()}
-    kept = {run: known[run] for run, look in looks.items() if run in known and known[run][0] == look}
-    fresh = [run for run in runs if run not in kept]
-    if not fresh: return kept
-    path, lost = gather()
-    evaluations = _split_runs(pq.read_table(path))
-    return kept | {run: (looks[run], *_try_row(runs[run][0], evaluations.get(run), lost.get(run))) for run in fresh}
+    return {run: known[run] if run in known and known[run][0] == look else (look, *_try_row(*runs[run])) for run, look in looks.items()}
 
 def _make_frame(rows:list)->pd.DataFrame:
     "Make a table of rows; a key that is a number in one run and a text in another becomes text."
@@ -291,35 +288,32 @@ class Store:
         folder,      # with run folders at any depth
         cache=None,  # folder for the gathered rows; None: `.store` in the folder
     ):
-        self.folder, self.cache, self._read, self._lost = Path(folder), Path(cache or Path(folder)/'.store'), {}, {}
+        self.folder, self.cache, self._read = Path(folder), Path(cache or Path(folder)/'.store'), {}
         if not self.folder.is_dir(): raise ValueError(f'folder = {str(folder)!r}: no such folder; give one with run folders below it, such as _runs')
-
-    def _rows(self, kind, runs)->Path:
-        self._lost[kind] = _gather(runs, kind, path := self.cache/f'{kind}.parquet')
-        return path
 
     def frame(self)->pd.DataFrame:  # a row for each run that can be read
         "Give all runs with configuration, metrics, cost, hashes and status."
         return self._frame(_find_runs(self.folder))
 
     def _frame(self, runs)->pd.DataFrame:
-        self._read = _read_changed(runs, self._read, lambda: (self._rows('evaluations', runs), self._lost['evaluations']))
+        self._read = _read_changed(runs, self._read)
         return _make_frame([dict(run=run, **self._read[run][1]) for run in runs if self._read[run][1]])
 
     @property
     def damaged(self)->dict:  # run -> why
         "List damaged and half-written folders; the rows of all kinds are looked at."
         self._frame(runs := _find_runs(self.folder))
-        for kind in KINDS: self._rows(kind, runs)
-        lost = {run: why for reasons in self._lost.values() for run, why in reasons.items()}
-        return dict(sorted({**lost, **{run: why for run, (_, _, why) in self._read.items() if why}}.items()))
+        lost = {run: why for kind in KINDS for run, why in _gather(runs, kind, self.cache/f'{kind}.parquet').items()}
+        return dict(sorted({**{run: why for run, (_, _, why) in self._read.items() if why}, **lost}.items()))
 
     def sql(self,
         query:str,       # reads the views `runs`, `steps`, `evaluations`, `ood`, `knobs`; each has a column `run`
     )->pd.DataFrame:
         "Query the runs, and the rows of all of them."
         connection, runs, named = _duckdb().connect(), _find_runs(self.folder), set(re.findall(r'\w+', query.lower()))
-        for kind in named.intersection(KINDS): connection.read_parquet(str(self._rows(kind, runs))).create_view(kind)
+        for kind in named.intersection(KINDS):
+            _gather(runs, kind, path := self.cache/f'{kind}.parquet')
+            connection.read_parquet(str(path)).create_view(kind)
         if 'runs' in named: connection.register('runs', self._frame(runs))
         return connection.execute(query).df()
 

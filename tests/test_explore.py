@@ -161,8 +161,33 @@ def drive_forgetting(page):
     press(page, 'Step')
     page.wait_for_function(f"step => {said}.startsWith(`paused, step ${{step}} `)", arg=held+1, timeout=30_000)
 
+def wait_for_title(page, pattern):
+    "Wait for a figure of the panel whose title fits."
+    page.wait_for_function("pattern => [...document.querySelectorAll('.nl-panel .js-plotly-plot')].some(f => new RegExp(pattern).test(f.layout.title?.text))", arg=pattern, timeout=30_000)
+
+def drive_results(page):
+    "Two runs chosen and others filtered by keyboard: confusion matrix and forgotten images follow."
+    runs, words = page.locator('.nl-panel select[multiple]'), page.get_by_placeholder('such as: er seed=1')
+    runs.focus()
+    page.keyboard.press('Home')
+    page.keyboard.press('Shift+ArrowDown')
+    wait_for_title(page, '^consolidated-seed0: test images at the end')
+    wait_for_title(page, '^consolidated-seed0: task 0: ')
+    page.wait_for_function("() => document.querySelectorAll('.nl-panel table thead th').length === 3")  # a column each, after that of the names
+    before = read_figure(page, 'consolidated-seed0: test')['test images']['z']
+    words.fill('fine')
+    words.press('Enter')
+    wait_for_title(page, '^fine_tune-seed0: test images at the end')
+    wait_for_title(page, r'^fine_tune-seed0: task 0: [1-9]\d* of ')
+    after = read_figure(page, 'fine_tune-seed0: test')['test images']['z']
+    assert after != before and all(abs(sum(row) - 100) < .01 for row in after), after
+    assert runs.locator('option').all_inner_texts() == ['fine_tune-seed0', 'fine_tune-seed1']
+    assert len(read_figure(page, 'fine_tune-seed0: task 0')['answers']['x']) > 0
+    if '/lab' in page.url: execute(page, 'assert c.runs.value == ("fine_tune-seed0", "fine_tune-seed1"), c.runs.value')
+
 PREPARE = {'cockpit.ipynb': play_cockpit}
-DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit, 'forgetting.ipynb': drive_forgetting}
+DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit, 'forgetting.ipynb': drive_forgetting,
+         'results.ipynb': drive_results}
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
