@@ -218,7 +218,7 @@ class LiveRun:
             self.wake.notify_all()
 
     @property
-    def state(self)->str: return self.ended or ('building' if self.drive is None else 'paused' if self.step >= self.goal else 'playing')
+    def state(self)->str: return self.ended or ('building' if self.drive is None else 'paused' if self.resting and self.step >= self.goal else 'playing')
     load = property(lambda self: self.outside/max(self.inside+self.outside, 1e-9))  # share of the time that recording takes
     def play(self): self._note(goal=math.inf)
     def pause(self): self._note(goal=0)

@@ -48,7 +48,8 @@
   }))
 
   // 4. nothing is cut off at the side, and nothing has to be scrolled sideways
-  for (const e of boxes) for (let parent = body(e).parentElement; parent; parent = parent.parentElement) {
+  const unseen = e => !e.closest('.jupyter-widgets') && (rect(e).top > innerHeight || rect(e).bottom < 0)  // JupyterLab fits plain figures when they are scrolled to
+  for (const e of boxes.filter(e => !unseen(e))) for (let parent = body(e).parentElement; parent; parent = parent.parentElement) {
     const style = getComputedStyle(parent), r = rect(body(e)), p = rect(parent)
     if (style.overflowX === 'visible' && parent !== document.body) continue
     if (r.right > p.left + parent.clientLeft + parent.clientWidth + slack || r.left < p.left - slack) { problems.push(`${name(e)} is wider than its place (${parent.className || parent.tagName})`); break }
