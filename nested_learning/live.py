@@ -193,7 +193,8 @@ def _fork(self,
         with self.wake:
             self.wake.wait_for(lambda: self.ended or self.resting)
             if not self.ended: self.drive.save()
-            return reopen(branch(self.drive.folder, step, **overrides))
+            folder = branch(self.drive.folder, step, **overrides)
+        return reopen(folder)
     return LiveRun(make, goal=step, past=self)
 
 # %% ../nbs/80_live.ipynb #80a00011
