@@ -202,7 +202,7 @@ def test_lab(notebook, browser, lab, screenshots):
     close(page)
     assert not found, '\n'.join(found)
 
-@pytest.mark.parametrize('theme', ('light', 'dark'))
+@pytest.mark.parametrize('theme', ('light', pytest.param('dark', marks=pytest.mark.slow)))  # JupyterLab shows both in each run
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_voila(notebook, theme, browser, voila, screenshots):
     page = open_page(browser)
