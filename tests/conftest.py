@@ -14,7 +14,7 @@ def pytest_addoption(parser):
 def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes minutes or installs packages; run with --slow')
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.name == 'test_batch.py')  # last: a process in which Ray was started cannot train any more
+    items.sort(key=lambda item: item.path.name == 'test_batch.py')  # last: the longest
     if config.getoption('--slow'): return
     slow = [item for item in items if item.get_closest_marker('slow')]
     items[:] = [item for item in items if item not in slow]
