@@ -34,13 +34,18 @@ def batch():
     """
 
 # %% ../nbs/66_commands.ipynb #c16a6cef
+def _on_cluster(ctx, option, value):
+    "Refuse what only a cluster can do, before anything is written."
+    if value and ctx.params['engine'] != 'ray': raise click.BadParameter('belongs to a cluster; add --engine ray')
+    return value
+
 def _options(command):
     "Add the options of those commands that run something."
     for option in reversed([
         click.option('--workers', type=click.IntRange(1), help='Runs at a time on this machine; one for each core unless given.'),
-        click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.'),
-        click.option('--address', help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only."),
-        click.option('--gpus-per-run', type=click.FloatRange(0), default=0., show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25.')]): command = option(command)
+        click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', is_eager=True, show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.'),
+        click.option('--address', callback=_on_cluster, help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only."),
+        click.option('--gpus-per-run', type=click.FloatRange(0), default=0., callback=_on_cluster, show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25.')]): command = option(command)
     return command
 
 def _table(frame:pd.DataFrame)->str:
@@ -53,11 +58,11 @@ def _table(frame:pd.DataFrame)->str:
         shown = shown.drop(columns='of', errors='ignore').rename(columns=dict(state='status', step='step/of'))
     return shown.astype(object).where(shown.notna(), '').to_string(index=False)
 
+# %% ../nbs/66_commands.ipynb #6b0e41a2
 def _interrupt(number, frame): raise KeyboardInterrupt
 
 def _work(folder, runs:list, workers, engine, address, gpus_per_run):
     "Run what is to be run; end with the exit code."
-    if engine == 'pool' and (address or gpus_per_run): raise ConfigError(f'{"address" if address else "gpus-per-run"} = {address or gpus_per_run!r}: belongs to a cluster; add --engine ray')
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if engine == 'ray': run_ray(folder, runs, address, gpus_per_run, workers)

@@ -287,7 +287,7 @@ def _collect(
 # %% ../nbs/02_config.ipynb #d4400cd4
 def _plain_type(annotation)->str:
     if get_origin(annotation) is Annotated: return _plain_type(get_args(annotation)[0])
-    if get_origin(annotation) is Union: return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
+    if get_origin(annotation) is Union: return ' or '.join(_plain_type(a) for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is Literal: return 'str'
     if get_origin(annotation) is tuple: return 'list'
     if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)): return 'dict'
@@ -341,5 +341,6 @@ def parameters_cell()->str:  # source of a cell, one key a line
     lines = ['config: str = None  # YAML file; every key below overrides it, None leaves it alone']
     lines += [f'{s}: dict = None  # a whole section, from papermill -f file.yaml' for s in SECTIONS]
     for section, cls in SECTIONS.items():
-        lines += [f'{key}: {_plain_type(field.annotation)} = None  # {section}: {field.description}' for key, field in cls.model_fields.items()]
+        named = {key: _plain_type(field.annotation) for key, field in cls.model_fields.items()}
+        lines += [f'{key}: {repr(kind) if " " in kind else kind} = None  # {section}: {cls.model_fields[key].description}' for key, kind in named.items()]
     return '\n'.join(lines)

@@ -153,6 +153,13 @@ def run_pool(
     if troubles: raise troubles[0]
 
 # %% ../nbs/64_engines.ipynb #542257da
+def _check_address(address:str):
+    "Refuse an address where nobody answers; Ray itself would try for minutes."
+    host, _, port = address.rpartition(':')
+    if not host or '/' in host or not port.isdigit(): raise ConfigError(f"address = {address!r}: must be 'auto', or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    try: socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as e: raise ConfigError(f'address = {address!r}: nobody answers there ({e}); start a cluster by ray start --head, or leave the address out') from None
+
 def run_ray(
     folder,              # of the batch, seen by all machines
     runs:list,           # of `Planned`; those finished or failed are left alone
@@ -164,9 +171,10 @@ def run_ray(
     "Work through runs on a Ray cluster."
     try: import ray
     except ImportError: raise ConfigError('engine = ray: Ray is not installed: pip install "nested-learning-workbook[ray]"') from None
+    if address not in (None, 'auto'): _check_address(address)
     folder = Path(folder).absolute()
-    try: ray.init(address=address, num_cpus=None if address else workers, include_dashboard=False if address is None else None, log_to_driver=False, logging_level='warning', ignore_reinit_error=True)
-    except ConnectionError as e: raise ConfigError(f'address = {address!r}: no Ray cluster answers there ({str(e).splitlines()[0]}); start one by ray start --head, or leave it out') from None
+    try: ray.init(address=address or 'local', num_cpus=None if address else workers, include_dashboard=False if address is None else None, log_to_driver=False, logging_level='warning', ignore_reinit_error=True)
+    except ConnectionError as e: raise ConfigError(f'address = {address!r}: no Ray cluster answers there ({str(e).splitlines()[0]}); start one by ray start --head, or leave the address out') from None
     job = ray.remote(execute)
     bars = Bars(folder, runs, workers or int(ray.cluster_resources().get('CPU', 1)), show)
     try:

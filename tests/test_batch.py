@@ -145,6 +145,23 @@ def test_full_grid_on_ray(tmp_path, whole):
     check_same(folder, runs, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('share, at_once', [(1, 1), (.5, 2)])
+def test_ray_shares_a_gpu(tmp_path, share, at_once):
+    "The GPU is one in name only: what is asked is how many runs Ray lets onto it."
+    pytest.importorskip('ray', reason='the extra ray is not installed')
+    from ray.cluster_utils import Cluster
+    path, folder, runs = write_grid(tmp_path, FEW)
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=4, num_gpus=1, include_dashboard=False))
+    try: assert '4 finished' in end(start('run', path, '--folder', folder, '--engine', 'ray', '--address', cluster.address, '--gpus-per-run', share))
+    finally: cluster.shutdown()
+    going, most = 0, 0
+    for line in (folder/'batch.log').read_text().splitlines():
+        going += line.endswith(': begins') - (': finished' in line)
+        most = max(most, going)
+    assert most == at_once
+
+
 def test_ctrl_c_then_two_batches(tmp_path):
     "Each run stops after its present step, with a checkpoint and a record that says so; then two batches on one folder share what is left."
     path, folder, runs = write_grid(tmp_path, {**FEW, 'seeds': 1})
@@ -159,6 +176,19 @@ def test_ctrl_c_then_two_batches(tmp_path):
     both = [start('resume', folder, '--workers', 1) for _ in range(2)]
     for process in both: assert '2 finished' in end(process)
     assert all((times(folder, name, 'begins'), times(folder, name, 'goes on')) == (1, name in stopped) for name in states)
+    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+
+
+def test_kernel_killed(tmp_path):
+    "A kernel that dies, as when memory runs out, stops its own run only; that run goes on later."
+    path, folder, runs = write_grid(tmp_path, {**FEW, 'grid': dict(method=['er'])})
+    process = start('run', path, '--folder', folder, '--workers', 1)
+    struck = wait_for(lambda: half_done(folder, runs))[0].name
+    os.kill(int(lock_of(folder/struck).read_text().split()[1]), signal.SIGKILL)
+    end(process, 1)
+    assert {r.name: read_state(folder, r)['state'] for r in runs} == {r.name: 'stopped' if r.name == struck else 'finished' for r in runs}
+    assert '2 finished' in end(start('resume', folder))
+    assert times(folder, struck, 'begins') == 1 and times(folder, struck, 'goes on') == 1
     check_same(folder, runs, undisturbed(tmp_path/'alone'))
 
 
@@ -188,7 +218,7 @@ def test_one_run_by_hand(tmp_path):
     assert refused.returncode != 0 and 'holds a run of another configuration' in refused.stderr and Run(place).info['ended'] == ended
     said = ' '.join(papermill('--help-notebook', notebook).stdout.split())
     assert 'seed: int (default None) every random choice derives from it' in said.replace('run: every', 'every')
-    assert 'memory_size: int' in said and 'images in the replay memory' in said
+    assert 'memory_size: int or str' in said and 'images in the replay memory' in said
 
 
 def test_installed_without_the_repository(clone, tmp_path):
