@@ -34,11 +34,12 @@ from .transforms import DOMAINS, View
 # %% ../nbs/55_assembly.ipynb #bea08d2b
 def load_data(
     config:Config,
+    data:Dataset=None,  # loaded before, for the same section `data`; None: load it now
 )->tuple:  # data set, and the configuration with what follows from it filled in
     "Load the data set; check and complete what the configuration says about it."
     d, m = config.data, config.model
     options = dict(num_workers=d.num_workers, prefetch_factor=d.prefetch_factor, **d.dataset_options.model_dump(exclude_none=True)) if d.dataset_name == 'ImageFolder' else {}
-    try: data = load_dataset(d.dataset_name, d.data_dir, image_size=d.image_size, pin_memory=d.pin_memory, **options)
+    try: data = data or load_dataset(d.dataset_name, d.data_dir, image_size=d.image_size, pin_memory=d.pin_memory, **options)
     except (ValueError, OSError) as e: raise ConfigError(f'data.dataset_name = {d.dataset_name!r}: {e}') from None
     for key, asked, found in (('model.num_classes', m.num_classes, data.num_classes), ('model.input_channels', m.input_channels, data.channels)):
         if asked is not None and asked != found: raise ConfigError(f'{key} = {asked}: {d.dataset_name} has {found}; leave the key out to take that')

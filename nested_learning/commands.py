@@ -45,7 +45,7 @@ def _options(command):
         click.option('--workers', type=click.IntRange(1), help='Runs at a time on this machine; one for each core unless given.'),
         click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', is_eager=True, show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.'),
         click.option('--address', callback=_on_cluster, help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only."),
-        click.option('--gpus-per-run', type=click.FloatRange(0), default=0., callback=_on_cluster, show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25.')]): command = option(command)
+        click.option('--gpus-per-run', type=click.FloatRange(0), default=0., callback=_on_cluster, show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25; 0 does not count GPUs: all runs of a machine share its first one.')]): command = option(command)
     return command
 
 def _table(frame:pd.DataFrame)->str:

@@ -47,7 +47,8 @@ def augment(
     cols = j + left  # (B, W)
     padded = F.pad(images, (W//8, W//8, H//8, H//8))
     b = torch.arange(B, device=images.device)
-    return padded[b[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    moved = padded[b[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    return moved.flatten().view(B, C, H, W)  # `contiguous` would leave grey images in strides that mean channels_last
 
 # %% ../nbs/14_transforms.ipynb #a49713a9
 class View:

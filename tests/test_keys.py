@@ -23,7 +23,7 @@ GROUPS = {'model.network_options': NetworkOptions, 'data.dataset_options': Datas
 # key -> what must differ, the new value, what else both runs need. 'weights', 'stream', 'rows' (of any table), 'cost', 'files', 'summary',
 # 'refused' (the data set disagrees), 'place' (where things are), 'split' (how images are held). Nothing but the first three may change weights.
 EFFECTS = {
-    'model.network': ('weights', 'slim_resnet18', dict(base_channels=8)),  # with 4, torch 2.14's own backward pass crashes on some AMD processors
+    'model.network': ('weights', 'slim_resnet18', dict(base_channels=4)),
     'model.use_nested_learning': ('weights', False, {}),
     'model.num_cms_levels': ('weights', 3, dict(periods=None)),
     'model.periods': ('weights', [1, 3], {}),
