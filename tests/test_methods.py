@@ -14,6 +14,7 @@ from nested_learning.assembly import build, load_data
 from nested_learning.config import load_config
 from nested_learning.core import hash_tensors
 from nested_learning.experiment import run
+from nested_learning.metrics import mean_interval
 from nested_learning.schema import METHODS, REPLAYING
 
 SMALL = dict(network='mlp', base_channels=8, use_nested_learning=False, inner='SGD', learning_rate=.05, memory_size=60, batch_size=50, holdout=.2, device='cpu', threads=1)
@@ -71,12 +72,13 @@ def test_golden_accuracy_of_replay(tmp_path):
 
 @pytest.mark.slow
 def test_golden_accuracies(tmp_path):
-    "Three seeds of every method, within five points of the committed results (the same bits on the same kind of machine)."
+    "Three seeds of every method: the same bits as the committed results on the same kind of machine; on another, within five points or what seeds differ by."
     jobs = [(method, seed) for method in RESULTS['methods'] for seed in (0, 1, 2)]
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool: found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path]*len(jobs))))
     expected = {(method, row['seed']): row['average_accuracy'] for method, rows in RESULTS['methods'].items() for row in rows}
     apart = {method: np.mean([found[method, s] - expected[method, s] for s in (0, 1, 2)]) for method in RESULTS['methods']}
-    assert all(abs(difference) < .05 for difference in apart.values()), apart
+    allowed = {method: max(.05, mean_interval([row['average_accuracy'] for row in rows])[1]) for method, rows in RESULTS['methods'].items()}
+    assert all(abs(apart[method]) < allowed[method] for method in apart), (apart, allowed)
 
 
 LONG = '''
