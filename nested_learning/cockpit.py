@@ -254,8 +254,7 @@ def _take_place(
 class Cockpit:
     "Steer and watch a run by widgets."
     def __init__(self, config=None, **keys):  # YAML file or `Config`, None: the defaults; keys that override it
-        self.pair, self.steered, self.todo, self.hush = Pair(config, **keys), None, [], Hush()
-        self.ahead = Preview()
+        self.pair, self.ahead, self.steered, self.todo, self.hush = Pair(config, **keys), Preview(), None, [], Hush()
         self.preview, self.previewed = self.ahead(self.pair.config), self.pair.config
         _furnish(self)
         _wire(self)
