@@ -62,8 +62,10 @@ def check_same(folder, runs, others):
         for kind in ('steps', 'evaluations'): pd.testing.assert_frame_equal(getattr(ours, kind), getattr(theirs, kind))
 
 
-def undisturbed(place):
-    "Make each run here, in this process."
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "Runs made here, in this process, each when it is first asked for."
+    place = tmp_path_factory.mktemp('alone')
     def make(planned):
         sections = planned.config.model_dump(mode='json')
         sections['run']['run_dir'] = str(place/planned.name)
@@ -97,9 +99,9 @@ def kill_twice(tmp_path, grid):
     return folder, runs
 
 
-def test_killed_twice(tmp_path):
+def test_killed_twice(tmp_path, undisturbed):
     folder, runs = kill_twice(tmp_path, FEW)
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+    check_same(folder, runs, undisturbed)
 
 
 @pytest.fixture(scope='module')
@@ -134,9 +136,9 @@ def lose_a_node(tmp_path, grid):
     return folder, runs
 
 
-def test_ray_loses_a_node(tmp_path):
+def test_ray_loses_a_node(tmp_path, undisturbed):
     folder, runs = lose_a_node(tmp_path, FEW)
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+    check_same(folder, runs, undisturbed)
 
 
 @pytest.mark.slow
@@ -162,7 +164,7 @@ def test_ray_shares_a_gpu(tmp_path, share, at_once):
     assert most == at_once
 
 
-def test_ctrl_c_then_two_batches(tmp_path):
+def test_ctrl_c_then_two_batches(tmp_path, undisturbed):
     "Each run stops after its present step, with a checkpoint and a record that says so; then two batches on one folder share what is left."
     path, folder, runs = write_grid(tmp_path, {**FEW, 'seeds': 1})
     process = start('run', path, '--folder', folder, '--workers', 2)
@@ -176,30 +178,30 @@ def test_ctrl_c_then_two_batches(tmp_path):
     both = [start('resume', folder, '--workers', 1) for _ in range(2)]
     for process in both: assert '2 finished' in end(process)
     assert all((times(folder, name, 'begins'), times(folder, name, 'goes on')) == (1, name in stopped) for name in states)
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+    check_same(folder, runs, undisturbed)
 
 
-def test_kernel_killed(tmp_path):
+def test_kernel_killed(tmp_path, undisturbed):
     "A kernel that dies, as when memory runs out, stops its own run only; that run goes on later."
     path, folder, runs = write_grid(tmp_path, {**FEW, 'grid': dict(method=['er'])})
-    process = start('run', path, '--folder', folder, '--workers', 1)
+    process = start('run', path, '--folder', folder, '--workers', 2)
     struck = wait_for(lambda: half_done(folder, runs))[0].name
     os.kill(int(lock_of(folder/struck).read_text().split()[1]), signal.SIGKILL)
     end(process, 1)
     assert {r.name: read_state(folder, r)['state'] for r in runs} == {r.name: 'stopped' if r.name == struck else 'finished' for r in runs}
     assert '2 finished' in end(start('resume', folder))
     assert times(folder, struck, 'begins') == 1 and times(folder, struck, 'goes on') == 1
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+    check_same(folder, runs, undisturbed)
 
 
-def test_disk_full(tmp_path):
+def test_disk_full(tmp_path, undisturbed):
     "Files larger than a limit cannot be written; what could not be finished goes on later."
     path, folder, runs = write_grid(tmp_path, dict(base={**SMALL, 'base_channels': 192, 'updates_per_batch': 1}))
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     end(start('run', path, '--folder', folder, preexec_fn=limit), 1)
     assert [read_state(folder, r)['state'] for r in runs] == ['stopped']
     end(start('resume', folder))
-    check_same(folder, runs, undisturbed(tmp_path/'alone'))
+    check_same(folder, runs, undisturbed)
 
 
 def papermill(*words):

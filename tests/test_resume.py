@@ -10,7 +10,7 @@ KILLS = Path(__file__).parent/'kills.py'
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(KILLS.parent.parent))
 
 
-@pytest.mark.parametrize('method', ['nested_consolidated', 'der_pp'])
+@pytest.mark.parametrize('method', ['nested_consolidated', pytest.param('der_pp', marks=pytest.mark.slow)])
 def test_kill_and_resume(method):
     done = subprocess.run([sys.executable, KILLS, '--each', '1', '--methods', method], capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and 'all the same' in done.stdout, done.stdout + done.stderr
