@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from nested_learning.batch import plan_runs, read_grid
 from nested_learning.docs import notebook_map, readme, relink, results_hash, results_table, site
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
@@ -18,6 +19,12 @@ def test_readme_tells_the_results(monkeypatch):
     monkeypatch.chdir(ROOT/'nbs')
     assert relink(results_table('runs/results/digits.json'), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
     assert relink(notebook_map(), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
+
+def test_readme_shows_the_grid():
+    path = ROOT/'nbs/runs/grids/digits.yaml'
+    runs = plan_runs(read_grid(path))
+    assert path.read_text(encoding='utf-8').split('\n', 1)[1] in README, 'README shows another grid than nbs/runs/grids/digits.yaml'
+    assert len(runs) == 12 and not any(run.config.model.use_nested_learning for run in runs)
 
 def test_picture_in_sync():
     picture = (ROOT/'nbs/images/first_run.png').read_bytes()
