@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import nested_learning.checkpoints
+import nested_learning.train.checkpoints
 import nested_learning.core
-import nested_learning.evaluation
-import nested_learning.experiment
-import nested_learning.learner
-from nested_learning.config import load_config
-from nested_learning.experiment import Run, resume, run
-from nested_learning.learner import StepDone
+import nested_learning.measure.evaluation
+import nested_learning.runs.experiment
+import nested_learning.train.learner
+from nested_learning.config.load import load_config
+from nested_learning.runs.experiment import Run, resume, run
+from nested_learning.train.learner import StepDone
 
 POINTS = {  # kind -> how many times it happens before the kill
     'before a step': (38, 1, 77, 111, 143), 'inside a step': (64, 2, 29, 100, 140), 'after a step': (45, 7, 71, 90, 126),
@@ -69,10 +69,10 @@ class CheckpointNames:
 def prepare(kind, count):
     "Arm the present process; give the listeners of its run."
     def kill(*args, **kwargs): die()
-    if kind == 'before a step': strike(nested_learning.learner, 'update', count, before=kill)
+    if kind == 'before a step': strike(nested_learning.train.learner, 'update', count, before=kill)
     elif kind == 'inside a step': strike(torch.Tensor, 'backward', count, after=kill)
-    elif kind == 'evaluating': strike(nested_learning.evaluation, 'count_correct', count, before=kill)
-    elif kind == 'writing a checkpoint': strike(nested_learning.checkpoints.torch, 'save', count, before=half_written)
+    elif kind == 'evaluating': strike(nested_learning.measure.evaluation, 'count_correct', count, before=kill)
+    elif kind == 'writing a checkpoint': strike(nested_learning.train.checkpoints.torch, 'save', count, before=half_written)
     elif kind == 'renaming a checkpoint': nested_learning.core.os = CheckpointNames(count)
     else: return [lambda event: die() if isinstance(event, StepDone) and event.step == count else None]
     return []

@@ -36,7 +36,7 @@ from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-NOTEBOOKS = {'optim': '30_optim', 'cms': '20_cms', 'consolidation': '32_consolidation'}
+NOTEBOOKS = {'optim.nested': '40_nested', 'model.cms': '30_cms', 'optim.averages': '42_averages'}
 ACCEPTED = Path(__file__).with_suffix('.yaml')
 PROCESSES = 2
 

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from nested_learning.batch import is_held, lock_of, open_batch, plan_runs, read_state
-from nested_learning.config import load_config
-from nested_learning.experiment import Run, run
+from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_state
+from nested_learning.config.load import load_config
+from nested_learning.runs.experiment import Run, run
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-NL_BATCH = [sys.executable, '-c', 'from nested_learning.commands import batch; batch()']
+NL_BATCH = [sys.executable, '-c', 'from nested_learning.runs.commands import batch; batch()']
 SMALL = dict(network='mlp', base_channels=16, use_nested_learning=False, image_size=[16, 16], inner='SGD', learning_rate=.05, updates_per_batch=8, memory_size=50, device='cpu', checkpoint_every=20)
 DIGITS = dict(yaml.safe_load((ROOT/'nbs/runs/configs/digits.yaml').read_text()), use_nested_learning=False, checkpoint_every=50)
 FULL = dict(base=DIGITS, grid=dict(method=['fine_tune', 'er', 'der_pp', 'consolidated']), seeds=3)
@@ -231,7 +231,7 @@ def test_installed_without_the_repository(clone, tmp_path):
     subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(dict(base={**SMALL, 'updates_per_batch': 1})))
     env = dict(ENV, PYTHONPATH=str(tmp_path/'site'))
-    where = subprocess.run([sys.executable, '-c', 'from nested_learning.engines import NOTEBOOK; print(NOTEBOOK)'], env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    where = subprocess.run([sys.executable, '-c', 'from nested_learning.runs.engines import NOTEBOOK; print(NOTEBOOK)'], env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
     assert Path(where) == tmp_path/'site/nested_learning/one_run.ipynb' and not Path(where).is_symlink()
     done = subprocess.run([tmp_path/'site/bin/nl-batch', 'run', 'grid.yaml'], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and '1 finished' in done.stdout, done.stdout + done.stderr

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from nested_learning.batch import plan_runs, read_grid
-from nested_learning.docs import notebook_map, readme, relink, results_hash, results_table, site
+from nested_learning.runs.grid import plan_runs, read_grid
+from nested_learning.dev.docs import notebook_map, readme, relink, results_hash, results_table, site
 
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 COMMANDS = re.findall(r'^```sh\n(.*?)\n```', README, flags=re.DOTALL | re.MULTILINE)
@@ -28,7 +28,7 @@ def test_readme_shows_the_grid():
 
 def test_picture_in_sync():
     picture = (ROOT/'nbs/images/first_run.png').read_bytes()
-    assert results_hash(ROOT/'nbs/runs/results/digits.json').encode() in picture, 'run python -m nested_learning.docs figure'
+    assert results_hash(ROOT/'nbs/runs/results/digits.json').encode() in picture, 'run python -m nested_learning.dev.docs figure'
 
 def test_readme_links_lead_somewhere():
     links = [link.partition('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', README)]
@@ -50,7 +50,7 @@ def test_workflows():
     runs = {name: [step['run'] for step in job['steps'] if 'run' in step] for name, job in jobs.items()}
     assert runs['test'] == ['bash .ci/run']
     assert runs['docs'][:2] == TEST.split(' &&\n')[:2]
-    assert runs['docs'][2:] == ['.venv/bin/python -m nested_learning.docs site _docs']
+    assert runs['docs'][2:] == ['.venv/bin/python -m nested_learning.dev.docs site _docs']
 
 @pytest.mark.skipif(importlib.util.find_spec('smalldocs') is None, reason="the extra 'docs' is not installed (it needs Python 3.11)")
 def test_site(notebooks, tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nested_learning.assembly import build, load_data
-from nested_learning.config import ConfigError, SECTIONS, load_config
-from nested_learning.experiment import run
-from nested_learning.schema import Averages, DatasetOptions, NetworkOptions, StreamOptions
+from nested_learning.train.build import build, load_data
+from nested_learning.config.load import ConfigError, SECTIONS, load_config
+from nested_learning.runs.experiment import run
+from nested_learning.config.schema import Averages, DatasetOptions, NetworkOptions, StreamOptions
 
 SMALL = dict(network='mlp', base_channels=8, num_cms_levels=2, periods=[1, 5], inner='SGD', learning_rate=.05, memory_size=50, batch_size=50, device='cpu', threads=1)
 CNN = dict(network='nested_cnn', base_channels=4)
@@ -220,7 +220,7 @@ def test_the_others(go, tmp_path, pictures, monkeypatch):
     assert (split(num_workers=3).num_workers, split(prefetch_factor=5).prefetch_factor) == (3, 5) != (split().num_workers, split().prefetch_factor)
     assert type(split(dataset_options={'in_memory': True})) is not type(split())
     asked = []
-    monkeypatch.setattr('nested_learning.assembly.load_dataset', lambda *args, **options: asked.append(options['pin_memory']) or (_ for _ in ()).throw(ValueError('enough')))
+    monkeypatch.setattr('nested_learning.train.build.load_dataset', lambda *args, **options: asked.append(options['pin_memory']) or (_ for _ in ()).throw(ValueError('enough')))
     for pinned in (True, False):
         with pytest.raises(ConfigError): load_data(load_config(**SMALL, pin_memory=pinned))
     assert asked == [True, False]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from nested_learning.assembly import build, load_data
-from nested_learning.config import load_config
+from nested_learning.train.build import build, load_data
+from nested_learning.config.load import load_config
 from nested_learning.core import hash_tensors
-from nested_learning.experiment import run
-from nested_learning.metrics import mean_interval
-from nested_learning.schema import METHODS, REPLAYING
+from nested_learning.runs.experiment import run
+from nested_learning.measure.metrics import mean_interval
+from nested_learning.config.schema import METHODS, REPLAYING
 
 SMALL = dict(network='mlp', base_channels=8, use_nested_learning=False, inner='SGD', learning_rate=.05, memory_size=60, batch_size=50, holdout=.2, device='cpu', threads=1)
 RESULTS = json.loads((ROOT/'nbs/runs/results/digits.json').read_text(encoding='utf-8'))
@@ -84,9 +84,9 @@ def test_golden_accuracies(tmp_path):
 LONG = '''
 import os, sys, warnings
 warnings.simplefilter('ignore')
-from nested_learning.config import load_config
-from nested_learning.experiment import run
-from nested_learning.learner import StepDone
+from nested_learning.config.load import load_config
+from nested_learning.runs.experiment import run
+from nested_learning.train.learner import StepDone
 page, seen = os.sysconf('SC_PAGE_SIZE'), {}
 def resident(event):
     if isinstance(event, StepDone) and event.step in (5000, 100000): seen[event.step] = page*int(open('/proc/self/statm').read().split()[1])

@@ -3,7 +3,7 @@ import ast, re, subprocess, sys
 from pathlib import Path
 
 from conftest import ROOT
-from nested_learning.config import load_config, parameters_cell
+from nested_learning.config.load import load_config, parameters_cell
 
 TOP = set('nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split())
 
@@ -58,23 +58,37 @@ def test_imports_have_cells_of_their_own(notebooks, modules):
             if (any(top) or inside) and not all(top): mixed.append(f'{path}: {cell.source[:60]}')
     none(mixed, 'imports and other code in one cell')
 
-def imported(tree):
+def imported(name, tree):
     "Modules of this package that some code imports, at any depth."
+    package = ['nested_learning', *name.split('.')[:-1]]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): names = [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == 'nested_learning': names = [f'nested_learning.{name.name}' for name in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level and not node.module: names = [f'nested_learning.{name.name}' for name in node.names]
-        elif isinstance(node, ast.ImportFrom): names = [('nested_learning.' if node.level else '') + (node.module or '')]
-        else: continue
-        yield from (name.split('.')[1] for name in names if name.startswith('nested_learning.'))
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[:len(package) + 1 - node.level] if node.level else []
+            base = '.'.join([*start, *filter(None, [node.module])])
+            found = [base, *(f'{base}.{alias.name}' for alias in node.names)]
+        else:
+            continue
+        yield from (full.removeprefix('nested_learning.') for full in found if full.startswith('nested_learning.'))
 
 def test_imports_run_one_way(modules):
-    "A module imports only modules whose notebooks have a lower number; then there is no cycle."
+    "A module imports only modules whose notebooks have a lower number; then there is no cycle, and packages follow their decades."
     names = list(modules.values())
-    trees = {name: ast.parse((ROOT/f'nested_learning/{name}.py').read_text(encoding='utf-8')) for name in names}
-    wrong = [f'{name} imports {other}' for i, name in enumerate(names) for other in imported(trees[name]) if other not in names[:i]]
+    trees = {name: ast.parse((ROOT/f'nested_learning/{name.replace(".", "/")}.py').read_text(encoding='utf-8')) for name in names}
+    wrong = [f'{name} imports {other}' for i, name in enumerate(names) for other in imported(name, trees[name])
+             if other in names and other not in names[:i]]
     none(wrong, 'imports must run from higher to lower numbers')
-    assert set(imported(trees['docs'])) <= {'core', 'metrics'}
+    assert set(imported('dev.docs', trees['dev.docs'])) & set(names) <= {'core', 'measure.metrics'}
+
+def test_packages_follow_decades(modules):
+    "A decade of notebooks is a package."
+    decades = {}
+    for path, name in modules.items():
+        package = name.rpartition('.')[0]
+        if package:
+            decades.setdefault(int(path[:2]) // 10, set()).add(package)
+    none([f'{decade}0s: {found}' for decade, found in decades.items() if len(found) > 1 and decade != 9])
 
 def asserts(tree):
     return any(isinstance(node, ast.Assert) or isinstance(node, ast.Call) and getattr(node.func, 'id', '').startswith('test_') for node in ast.walk(tree))
@@ -113,7 +127,7 @@ def test_configurations():
 
 def test_parameters_list_every_key(notebooks):
     cell = next(cell for cell in notebooks['runs/one_run.ipynb'] if 'parameters' in cell.tags)
-    assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], 'copy nested_learning.config.parameters_cell() into nbs/runs/one_run.ipynb'
+    assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], 'copy nested_learning.config.load.parameters_cell() into nbs/runs/one_run.ipynb'
 
 def test_no_path_of_a_machine(files):
     path = re.compile(r'(?<![\w.~$}])/(?:home|root|Users|work|tmp|opt|mnt|srv|var/folders)/\w|[A-Z]:\\\\?Users')
