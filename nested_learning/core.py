@@ -7,7 +7,10 @@ __all__ = ['derive_seed', 'generator', 'forked_random', 'seeded', 'splitmix64', 
            'use_threads', 'write_atomic', 'write_text', 'hash_tensors']
 
 # %% ../nbs/00_core.ipynb #be21d9e2
-import hashlib, os, tempfile, threading
+import hashlib
+import os
+import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +19,9 @@ import torch
 
 # %% ../nbs/00_core.ipynb #eb364511
 def derive_seed(
-    seed:int,  # the run's seed
-    name:str,  # purpose, such as 'stream' or 'replay'
-)->int:        # below 2**63, fit for any generator
+    seed: int,  # the run's seed
+    name: str,  # purpose, such as 'stream' or 'replay'
+) -> int:  # below 2**63, fit for any generator
     "Derive the seed of one purpose from the run's seed."
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f'seed = {seed!r}: must be an integer, 0 or more')
@@ -27,25 +30,28 @@ def derive_seed(
 
 # %% ../nbs/00_core.ipynb #ea617725
 def generator(
-    seed:int,  # the run's seed
-    name:str,  # purpose
+    seed: int,  # the run's seed
+    name: str,  # purpose
     device='cpu',  # where the numbers are drawn
-)->torch.Generator:  # fresh; its state belongs in a checkpoint
+) -> torch.Generator:  # fresh; its state belongs in a checkpoint
     "Make the torch generator of one purpose."
     return torch.Generator(device).manual_seed(derive_seed(seed, name))
 
 # %% ../nbs/00_core.ipynb #66ecb100
 _RANDOM = threading.RLock()
 
+
 @contextmanager
 def forked_random():
     "Give torch's global generators back as they were before the block; one thread at a time."
-    with _RANDOM, torch.random.fork_rng(): yield
+    with _RANDOM, torch.random.fork_rng():
+        yield
+
 
 @contextmanager
 def seeded(
-    seed:int,  # the run's seed
-    name:str,  # purpose
+    seed: int,  # the run's seed
+    name: str,  # purpose
 ):
     "Seed torch's global generators inside the block; restore them afterwards."
     with forked_random():
@@ -54,8 +60,8 @@ def seeded(
 
 # %% ../nbs/00_core.ipynb #0e15dc8d
 def splitmix64(
-    x:np.ndarray,  # (*) uint64 counters
-)->np.ndarray:     # (*) uint64, uniform
+    x: np.ndarray,  # (*) uint64 counters
+) -> np.ndarray:  # (*) uint64, uniform
     "Mix 64-bit counters into random bits (Steele et al. 2014, SplitMix64)."
     with np.errstate(over='ignore'):
         z = np.asarray(x, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
@@ -65,53 +71,65 @@ def splitmix64(
 
 # %% ../nbs/00_core.ipynb #74a781e6
 def draws(
-    seed:int,  # the run's seed
-    name:str,  # purpose
-    n:int,     # how many
-)->np.ndarray: # (n,) uint64, uniform; the same in every version of NumPy
+    seed: int,  # the run's seed
+    name: str,  # purpose
+    n: int,  # how many
+) -> np.ndarray:  # (n,) uint64, uniform; the same in every version of NumPy
     "Draw raw 64-bit numbers of one purpose."
     key = np.uint64(derive_seed(seed, name))
-    with np.errstate(over='ignore'): return splitmix64(splitmix64(np.arange(n, dtype=np.uint64)) ^ key)
+    with np.errstate(over='ignore'):
+        return splitmix64(splitmix64(np.arange(n, dtype=np.uint64)) ^ key)
 
 # %% ../nbs/00_core.ipynb #ec1bdeef
 def permutation(
-    seed:int,  # the run's seed
-    name:str,  # purpose
-    n:int,     # how many
-)->np.ndarray: # (n,) int64, the numbers 0..n-1 in random order
+    seed: int,  # the run's seed
+    name: str,  # purpose
+    n: int,  # how many
+) -> np.ndarray:  # (n,) int64, the numbers 0..n-1 in random order
     "Shuffle `range(n)` by sorting raw draws."
     return np.argsort(draws(seed, name, n), kind='stable')
 
 # %% ../nbs/00_core.ipynb #e497a68d
 def pick_device(
-    name:str='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
-)->torch.device:      # the device asked for, or the fastest one present
+    name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
+) -> torch.device:  # the device asked for, or the fastest one present
     "Choose the device of a run."
     if name == 'auto':
-        if torch.cuda.is_available(): return torch.device('cuda')
+        if torch.cuda.is_available():
+            return torch.device('cuda')
         return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
-    try: device = torch.device(name)
-    except RuntimeError: raise ValueError(f"device = {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'") from None
-    try: torch.empty(0, device=device)
-    except Exception as e: raise ValueError(f"device = {name!r}: not usable on this machine ({str(e).splitlines()[0]}); use 'auto' or 'cpu'") from None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device = {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'") from None
+    try:
+        torch.empty(0, device=device)
+    except Exception as e:
+        raise ValueError(
+            f"device = {name!r}: not usable on this machine ({str(e).splitlines()[0]}); use 'auto' or 'cpu'"
+        ) from None
     return device
 
 # %% ../nbs/00_core.ipynb #b85f3827
 @contextmanager
 def use_threads(
-    n:int|None,  # threads for torch on the CPU; None leaves them as they are
+    n: int | None,  # threads for torch on the CPU; None leaves them as they are
 ):
     "Run a block with `n` CPU threads; restore the number afterwards."
-    if n is not None and n < 1: raise ValueError(f'threads = {n}: must be 1 or more, or null for as many as torch chooses')
+    if n is not None and n < 1:
+        raise ValueError(f'threads = {n}: must be 1 or more, or null for as many as torch chooses')
     before = torch.get_num_threads()
-    if n is not None: torch.set_num_threads(n)
-    try: yield torch.get_num_threads()
-    finally: torch.set_num_threads(before)
+    if n is not None:
+        torch.set_num_threads(n)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../nbs/00_core.ipynb #6d2f0173
 @contextmanager
 def write_atomic(
-    path,         # file to write
+    path,  # file to write
 ):
     "Give a temporary path to write to; on success it becomes `path`, on an error it vanishes."
     path = Path(path)
@@ -121,25 +139,29 @@ def write_atomic(
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, 'rb+') as f: os.fsync(f.fileno())
-        umask = os.umask(0); os.umask(umask)
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #34712a72
 def write_text(
-    path,      # file to write
-    text:str,  # its whole content
-)->Path:       # `path`
+    path,  # file to write
+    text: str,  # its whole content
+) -> Path:  # `path`
     "Write a text file atomically, as UTF-8."
-    with write_atomic(path) as temporary: temporary.write_text(text, encoding='utf-8')
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #4926761e
 def hash_tensors(
-    tensors:dict,  # name -> tensor, such as a module's `state_dict()`
-)->str:            # 16 hexadecimal digits
+    tensors: dict,  # name -> tensor, such as a module's `state_dict()`
+) -> str:  # 16 hexadecimal digits
     "Hash names, shapes, types and bits of tensors."
     h = hashlib.sha256()
     for name in sorted(tensors):

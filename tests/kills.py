@@ -2,6 +2,7 @@
 
 Six kinds of points: before a step, inside one (after the backward pass), after one, while a checkpoint is written, while it is renamed,
 and while the network is evaluated. Each is struck by SIGKILL at five places of a run over digits, for two methods."""
+
 import argparse
 import io
 import os
@@ -14,20 +15,35 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import nested_learning.train.checkpoints
 import nested_learning.core
 import nested_learning.measure.evaluation
 import nested_learning.runs.experiment
+import nested_learning.train.checkpoints
 import nested_learning.train.learner
 from nested_learning.config.load import load_config
 from nested_learning.runs.experiment import Run, resume, run
 from nested_learning.train.learner import StepDone
 
 POINTS = {  # kind -> how many times it happens before the kill
-    'before a step': (38, 1, 77, 111, 143), 'inside a step': (64, 2, 29, 100, 140), 'after a step': (45, 7, 71, 90, 126),
-    'writing a checkpoint': (5, 1, 3, 9, 13), 'renaming a checkpoint': (4, 1, 6, 10, 12), 'evaluating': (4, 1, 2, 3, 5)}
+    'before a step': (38, 1, 77, 111, 143),
+    'inside a step': (64, 2, 29, 100, 140),
+    'after a step': (45, 7, 71, 90, 126),
+    'writing a checkpoint': (5, 1, 3, 9, 13),
+    'renaming a checkpoint': (4, 1, 6, 10, 12),
+    'evaluating': (4, 1, 2, 3, 5),
+}
 METHODS = {'nested_consolidated': {}, 'der_pp': {'use_nested_learning': False}}
-SMALL = dict(image_size=[16, 16], base_channels=4, periods=[1, 5, 20], inner='AdamW', learning_rate=.005, memory_size=50, device='cpu', threads=1, checkpoint_every=11)
+SMALL = dict(
+    image_size=[16, 16],
+    base_channels=4,
+    periods=[1, 5, 20],
+    inner='AdamW',
+    learning_rate=0.005,
+    memory_size=50,
+    device='cpu',
+    threads=1,
+    checkpoint_every=11,
+)
 
 
 def die():
@@ -37,12 +53,16 @@ def die():
 def strike(module, name, count, before=None, after=None):
     "Replace a function by one that dies at its `count`-th call, before or after doing its work."
     work, calls = getattr(module, name), [0]
+
     def wrapped(*args, **kwargs):
         calls[0] += 1
-        if calls[0] == count and before: before(*args, **kwargs)
+        if calls[0] == count and before:
+            before(*args, **kwargs)
         result = work(*args, **kwargs)
-        if calls[0] == count and after: after(*args, **kwargs)
+        if calls[0] == count and after:
+            after(*args, **kwargs)
         return result
+
     setattr(module, name, wrapped)
 
 
@@ -50,31 +70,47 @@ def half_written(state, path):
     "Write half of a checkpoint, and die."
     whole = io.BytesIO()
     torch.serialization.save(state, whole)
-    Path(path).write_bytes(whole.getvalue()[:len(whole.getvalue())//2])
+    Path(path).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     die()
 
 
 class CheckpointNames:
     "Stand in for `os` where files are renamed; die around the `count`-th renaming of a checkpoint."
-    def __init__(self, count): self.count, self.seen = count, 0
-    def __getattr__(self, name): return getattr(os, name)
+
+    def __init__(self, count):
+        self.count, self.seen = count, 0
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
     def replace(self, source, target):
         self.seen += Path(target).name.startswith('checkpoint')
         due = Path(target).name.startswith('checkpoint') and self.seen == self.count
-        if due and self.count % 2: die()
+        if due and self.count % 2:
+            die()
         os.replace(source, target)
-        if due: die()
+        if due:
+            die()
 
 
 def prepare(kind, count):
     "Arm the present process; give the listeners of its run."
-    def kill(*args, **kwargs): die()
-    if kind == 'before a step': strike(nested_learning.train.learner, 'update', count, before=kill)
-    elif kind == 'inside a step': strike(torch.Tensor, 'backward', count, after=kill)
-    elif kind == 'evaluating': strike(nested_learning.measure.evaluation, 'count_correct', count, before=kill)
-    elif kind == 'writing a checkpoint': strike(nested_learning.train.checkpoints.torch, 'save', count, before=half_written)
-    elif kind == 'renaming a checkpoint': nested_learning.core.os = CheckpointNames(count)
-    else: return [lambda event: die() if isinstance(event, StepDone) and event.step == count else None]
+
+    def kill(*args, **kwargs):
+        die()
+
+    if kind == 'before a step':
+        strike(nested_learning.train.learner, 'update', count, before=kill)
+    elif kind == 'inside a step':
+        strike(torch.Tensor, 'backward', count, after=kill)
+    elif kind == 'evaluating':
+        strike(nested_learning.measure.evaluation, 'count_correct', count, before=kill)
+    elif kind == 'writing a checkpoint':
+        strike(nested_learning.train.checkpoints.torch, 'save', count, before=half_written)
+    elif kind == 'renaming a checkpoint':
+        nested_learning.core.os = CheckpointNames(count)
+    else:
+        return [lambda event: die() if isinstance(event, StepDone) and event.step == count else None]
     return []
 
 
@@ -82,7 +118,8 @@ def in_child(task):
     "Do a task in a child process; give how it ended."
     child = os.fork()
     if child == 0:
-        try: task()
+        try:
+            task()
         except BaseException as e:
             print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True)
             os._exit(1)
@@ -97,9 +134,16 @@ def configuration(method, run_dir):
 def check_same(run_dir, whole_dir):
     "Compare everything but time and place."
     ours, theirs = Run(run_dir), Run(whole_dir)
-    assert ours.info['status'] == 'finished' and ours.weights_hash == theirs.weights_hash and ours.info['stream_hash'] == theirs.info['stream_hash']
-    for kind in ('steps', 'evaluations', 'ood'): pd.testing.assert_frame_equal(getattr(ours, kind), getattr(theirs, kind))
-    assert {k: v for k, v in ours.cost.items() if k not in ('seconds', 'peak_bytes')} == {k: v for k, v in theirs.cost.items() if k not in ('seconds', 'peak_bytes')}
+    assert (
+        ours.info['status'] == 'finished'
+        and ours.weights_hash == theirs.weights_hash
+        and ours.info['stream_hash'] == theirs.info['stream_hash']
+    )
+    for kind in ('steps', 'evaluations', 'ood'):
+        pd.testing.assert_frame_equal(getattr(ours, kind), getattr(theirs, kind))
+    assert {k: v for k, v in ours.cost.items() if k not in ('seconds', 'peak_bytes')} == {
+        k: v for k, v in theirs.cost.items() if k not in ('seconds', 'peak_bytes')
+    }
 
 
 def main():
@@ -111,18 +155,26 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for method in asked.methods:
-            whole = Path(folder)/f'{method}-whole'
+            whole = Path(folder) / f'{method}-whole'
             assert in_child(lambda: run(configuration(method, whole), progress=False)) == 0
             for kind, counts in POINTS.items():
-                for count in counts[:asked.each]:
-                    place = Path(folder)/f'{method}-{kind}-{count}'.replace(' ', '-')
-                    ended = in_child(lambda: run(configuration(method, place), prepare(kind, count), progress=False))
-                    again = in_child(lambda: resume(place, progress=False)) if ended == -signal.SIGKILL else None
+                for count in counts[: asked.each]:
+                    place = Path(folder) / f'{method}-{kind}-{count}'.replace(' ', '-')
+                    ended = in_child(
+                        lambda: run(configuration(method, place), prepare(kind, count), progress=False)
+                    )
+                    again = (
+                        in_child(lambda: resume(place, progress=False)) if ended == -signal.SIGKILL else None
+                    )
                     right = again == 0 and in_child(lambda: check_same(place, whole)) == 0
                     failed += not right
-                    print(f'{method:20} {kind:22} {count:4}  {"killed" if ended == -signal.SIGKILL else f"ended with {ended}"}, {"resumed to the same" if right else "NOT the same"}', flush=True)
+                    print(
+                        f'{method:20} {kind:22} {count:4}  {"killed" if ended == -signal.SIGKILL else f"ended with {ended}"}, {"resumed to the same" if right else "NOT the same"}',
+                        flush=True,
+                    )
     print('all the same' if not failed else f'{failed} not the same')
     sys.exit(failed > 0)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -10,6 +10,7 @@ the unchanged notebook stops before each cell and forks a child for each such mu
 FOLDER/mutants.json has the numbers and all survivors. `tests/mutants.yaml` lists survivors that are accepted, each with a reason: mostly that the
 changed program does the same. Any other survivor, or fewer than 90% killed in a module, is a failure. `--only FOLDER/mutants.json` runs the
 survivors of a former run alone, `--match TEXT` those mutants that have TEXT in their description."""
+
 import argparse
 import ast
 import difflib
@@ -40,54 +41,100 @@ NOTEBOOKS = {'optim.nested': '40_nested', 'model.cms': '30_cms', 'optim.averages
 ACCEPTED = Path(__file__).with_suffix('.yaml')
 PROCESSES = 2
 
+
 class Visitor(MutationVisitor):
     "Find mutants in decorated functions too, and none in docstrings, imports and `__all__`."
+
     def _skip_node_and_children(self, node):
-        if isinstance(node, (cst.Import, cst.ImportFrom)) or isinstance(node, cst.Expr) and isinstance(node.value, cst.SimpleString): return True
-        if isinstance(node, cst.Assign) and getattr(node.targets[0].target, 'value', '') == '__all__': return True
-        return super()._skip_node_and_children(node.with_changes(decorators=[]) if isinstance(node, cst.FunctionDef) else node)
+        if (
+            isinstance(node, (cst.Import, cst.ImportFrom))
+            or isinstance(node, cst.Expr)
+            and isinstance(node.value, cst.SimpleString)
+        ):
+            return True
+        if isinstance(node, cst.Assign) and getattr(node.targets[0].target, 'value', '') == '__all__':
+            return True
+        return super()._skip_node_and_children(
+            node.with_changes(decorators=[]) if isinstance(node, cst.FunctionDef) else node
+        )
+
 
 def functions(source):
     "Give (first line, last line, name) of each function at the top of a module, and of each method."
     for top in ast.parse(source).body:
         for node in top.body if isinstance(top, ast.ClassDef) else [top]:
             if isinstance(node, ast.FunctionDef):
-                yield min(n.lineno for n in (node, *node.decorator_list)), node.end_lineno, node.name if node is top else f'{top.name}.{node.name}'
+                yield (
+                    min(n.lineno for n in (node, *node.decorator_list)),
+                    node.end_lineno,
+                    node.name if node is top else f'{top.name}.{node.name}',
+                )
+
 
 def find_mutants(module, source):
     "Give all mutants of a module: `source`, `line`, the `function` around it, and a `text` that tells what has changed."
-    wrapper, visitor = cst.MetadataWrapper(cst.parse_module(source)), Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
+    wrapper, visitor = (
+        cst.MetadataWrapper(cst.parse_module(source)),
+        Visitor(mutation_operators, IgnoredCode(set(), set(), set())),
+    )
     places, found, start = list(functions(source)), {}, 0
     with visitor.resolve(wrapper):
-        for statement in wrapper.module.body:  # one by one: to print the whole module for each mutant takes long
+        for (
+            statement
+        ) in wrapper.module.body:  # one by one: to print the whole module for each mutant takes long
             visitor.mutations = []
             statement.visit(visitor)
             code = wrapper.module.code_for_node(statement)
             start = source.index(code, start)
             for mutation in visitor.mutations:
-                changed = wrapper.module.code_for_node(deep_replace(statement, mutation.original_node, mutation.mutated_node))
-                diff = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=''))[2:]
-                if not diff: continue
+                changed = wrapper.module.code_for_node(
+                    deep_replace(statement, mutation.original_node, mutation.mutated_node)
+                )
+                diff = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=''))[
+                    2:
+                ]
+                if not diff:
+                    continue
                 line = source[:start].count('\n') + int(re.match(r'@@ -(\d+)', diff[0])[1])
                 function = next((name for first, last, name in places if first <= line <= last), '')
-                text = '\n'.join([f'{module}.{function}', *(line[0] + line[1:].strip() for line in diff if not line.startswith('@@'))])
-                if text in found: text += f'\n({sum(t.startswith(text) for t in found)+1})'  # the same words at another place
-                found[text] = dict(source=source[:start] + changed + source[start+len(code):], line=line, function=function, text=text)
+                text = '\n'.join(
+                    [
+                        f'{module}.{function}',
+                        *(line[0] + line[1:].strip() for line in diff if not line.startswith('@@')),
+                    ]
+                )
+                if text in found:
+                    text += (
+                        f'\n({sum(t.startswith(text) for t in found) + 1})'  # the same words at another place
+                    )
+                found[text] = dict(
+                    source=source[:start] + changed + source[start + len(code) :],
+                    line=line,
+                    function=function,
+                    text=text,
+                )
     return list(found.values())
+
 
 def read_cells(module):
     "Give the code cells that nbdev_test runs: (source, exported?)."
-    cells = json.loads((ROOT/f'nbs/{NOTEBOOKS[module]}.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((ROOT / f'nbs/{NOTEBOOKS[module]}.ipynb').read_text(encoding='utf-8'))['cells']
     sources = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
     directives = [set(re.findall(r'^#\|\s*(\S+)', source, re.M)) for source in sources]
-    return [(s, 'export' in d) for s, d in zip(sources, directives) if not d & {'notest', 'slow', 'cuda', 'eval:'}]
+    return [
+        (s, 'export' in d) for s, d in zip(sources, directives) if not d & {'notest', 'slow', 'cuda', 'eval:'}
+    ]
+
 
 def run_cell(cell, space, module):
     "Run one cell; an exported one only takes its names from the module."
     source, exported = cell
     code = compile(source, f'cell of {module.__name__}: {source[:60]}', 'exec')
-    if exported: space.update({name: vars(module)[name] for name in code.co_names if name in vars(module)})
-    else: exec(code, space)
+    if exported:
+        space.update({name: vars(module)[name] for name in code.co_names if name in vars(module)})
+    else:
+        exec(code, space)
+
 
 def first_reached(module, cells, space):
     "Give line -> number of the first cell that reaches it, and the seconds that the unchanged notebook takes."
@@ -98,17 +145,28 @@ def first_reached(module, cells, space):
         run_cell(cell, space, module)
     watch.stop()
     reached = watch.get_data().contexts_by_lineno(module.__file__)
-    return {line: min(int(number) for number in numbers if number) for line, numbers in reached.items()}, time.process_time()-started
+    return {
+        line: min(int(number) for number in numbers if number) for line, numbers in reached.items()
+    }, time.process_time() - started
+
 
 def plain_functions(names, home):
     "Give name -> function of what the module `home` defines: functions and, as Class.method, methods; without their decorators."
     found = {}
     for name, value in names.items():
         if inspect.isclass(value) and value.__module__ == home:
-            found.update({f'{name}.{key}': function for key, function in plain_functions(vars(value), home).items()})
-        value = inspect.unwrap(value.fget if isinstance(value, property) else value) if not inspect.isclass(value) else value
-        if inspect.isfunction(value) and value.__module__ == home: found[name] = value
+            found.update(
+                {f'{name}.{key}': function for key, function in plain_functions(vars(value), home).items()}
+            )
+        value = (
+            inspect.unwrap(value.fget if isinstance(value, property) else value)
+            if not inspect.isclass(value)
+            else value
+        )
+        if inspect.isfunction(value) and value.__module__ == home:
+            found[name] = value
     return found
+
 
 def change(module, mutant):
     "Put a mutant's code into the functions of the imported module; its constants and attributes of classes, where those have changed, too."
@@ -116,88 +174,156 @@ def change(module, mutant):
     exec(compile(mutant['source'], module.__file__, 'exec'), names)
     new = plain_functions(names, module.__name__)
     for name, function in plain_functions(vars(module), module.__name__).items():
-        if function.__code__.co_freevars != new[name].__code__.co_freevars: setattr(vars(module)[name.split('.')[0]], name.split('.')[1], new[name])
-        else: function.__code__, function.__defaults__, function.__kwdefaults__ = new[name].__code__, new[name].__defaults__, new[name].__kwdefaults__
-    if mutant['function']: return
+        if function.__code__.co_freevars != new[name].__code__.co_freevars:
+            setattr(vars(module)[name.split('.')[0]], name.split('.')[1], new[name])
+        else:
+            function.__code__, function.__defaults__, function.__kwdefaults__ = (
+                new[name].__code__,
+                new[name].__defaults__,
+                new[name].__kwdefaults__,
+            )
+    if mutant['function']:
+        return
     for key, value in names.items():
         if inspect.isclass(value):
             for attribute, now in vars(value).items() if value.__module__ == module.__name__ else ():
-                if attribute[:2] != '__' and not hasattr(now, '__get__'): setattr(vars(module)[key], attribute, now)
-        elif key[:2] != '__' and not hasattr(value, '__get__'): setattr(module, key, value)
+                if attribute[:2] != '__' and not hasattr(now, '__get__'):
+                    setattr(vars(module)[key], attribute, now)
+        elif key[:2] != '__' and not hasattr(value, '__get__'):
+            setattr(module, key, value)
+
 
 def fork(task):
     "Run a task in a child without output; give its process id. It ends with 0 if the task does."
     child = os.fork()
-    if child: return child
+    if child:
+        return child
     try:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
         task()
         os._exit(0)
-    except BaseException: os._exit(1)
+    except BaseException:
+        os._exit(1)
+
 
 def run_mutant(module, mutant, cells, space, seconds):
     "Run a mutant through the rest of the notebook, within limits of time."
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)+1))
-    signal.alarm(int(10*seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+    signal.alarm(int(10 * seconds))
     change(module, mutant)
-    for cell in cells: run_cell(cell, space, module)
+    for cell in cells:
+        run_cell(cell, space, module)
+
 
 def try_mutants(name, chosen):
     "Give the chosen mutants of a module, and those of them that survive."
     module = importlib.import_module(f'nested_learning.{name}')
-    source, cells, space = Path(module.__file__).read_text(encoding='utf-8'), read_cells(name), {'__name__': '__main__'}
+    source, cells, space = (
+        Path(module.__file__).read_text(encoding='utf-8'),
+        read_cells(name),
+        {'__name__': '__main__'},
+    )
     reading, writing = os.pipe()
     fork(lambda: os.write(writing, json.dumps(first_reached(module, cells, space)).encode()))
-    if os.wait()[1]: raise RuntimeError(f'the notebook of {name} fails as it is: run nbdev_export and nbdev_test')
+    if os.wait()[1]:
+        raise RuntimeError(f'the notebook of {name} fails as it is: run nbdev_export and nbdev_test')
     reached, seconds = json.loads(os.read(reading, 1 << 20))
-    unchanged = fork(lambda: run_mutant(module, dict(source=source, function=''), cells, space, 10+3*seconds))
-    if os.waitpid(unchanged, 0)[1]: raise RuntimeError(f'the notebook of {name} fails with its own code put in place: a fault of this script')
+    unchanged = fork(
+        lambda: run_mutant(module, dict(source=source, function=''), cells, space, 10 + 3 * seconds)
+    )
+    if os.waitpid(unchanged, 0)[1]:
+        raise RuntimeError(
+            f'the notebook of {name} fails with its own code put in place: a fault of this script'
+        )
     first = {'': 0}  # code outside of functions
     for start, end, function in functions(source):
-        first[function] = min((reached[str(line)] for line in range(start, end+1) if str(line) in reached), default=None)
-    mutants = [dict(mutant, start=first[mutant['function']]) for mutant in find_mutants(name, source) if chosen(mutant['text'])]
-    survivors, running = [mutant for mutant in mutants if mutant['start'] is None], {}  # those that nothing reaches
+        first[function] = min(
+            (reached[str(line)] for line in range(start, end + 1) if str(line) in reached), default=None
+        )
+    mutants = [
+        dict(mutant, start=first[mutant['function']])
+        for mutant in find_mutants(name, source)
+        if chosen(mutant['text'])
+    ]
+    survivors, running = (
+        [mutant for mutant in mutants if mutant['start'] is None],
+        {},
+    )  # those that nothing reaches
+
     def wait(most):
         while len(running) > most:
             child, status = os.wait()
             mutant = running.pop(child)
-            if status == 0: survivors.append(mutant)
+            if status == 0:
+                survivors.append(mutant)
+
     for number, cell in enumerate(cells):
         for mutant in mutants:
             if mutant['start'] == number:
-                wait(PROCESSES-1)
-                running[fork(lambda: run_mutant(module, mutant, cells[number:], space, 10+3*seconds))] = mutant
-        wait(PROCESSES-1)
+                wait(PROCESSES - 1)
+                running[fork(lambda: run_mutant(module, mutant, cells[number:], space, 10 + 3 * seconds))] = (
+                    mutant
+                )
+        wait(PROCESSES - 1)
         run_cell(cell, space, module)
     wait(0)
     return mutants, sorted(survivors, key=lambda mutant: mutant['line'])
 
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--out', required=True, type=Path, help='folder for mutants.json')
     parser.add_argument('--modules', nargs='+', default=list(NOTEBOOKS), choices=list(NOTEBOOKS))
     parser.add_argument('--only', type=Path, help='a mutants.json: run its survivors alone')
     parser.add_argument('--match', default='', help='run mutants with this text in their description alone')
     asked = parser.parse_args()
-    former = {survivor['text'] for survivor in json.loads(asked.only.read_text())['survivors']} if asked.only else None
-    accepted = {text: entry['reason'] for entry in yaml.safe_load(ACCEPTED.read_text(encoding='utf-8')) for text in entry['mutants']}
-    hypothesis.settings.register_profile('mutants', phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])  # no time for the smallest example
+    former = (
+        {survivor['text'] for survivor in json.loads(asked.only.read_text())['survivors']}
+        if asked.only
+        else None
+    )
+    accepted = {
+        text: entry['reason']
+        for entry in yaml.safe_load(ACCEPTED.read_text(encoding='utf-8'))
+        for text in entry['mutants']
+    }
+    hypothesis.settings.register_profile(
+        'mutants', phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    )  # no time for the smallest example
     hypothesis.settings.load_profile('mutants')
     rows, found = [], []
     for name in asked.modules:
         started = time.time()
-        mutants, survivors = try_mutants(name, lambda text: asked.match in text and (former is None or text in former))
-        found += [dict(text=mutant['text'], line=mutant['line'], reason=accepted.get(mutant['text'])) for mutant in survivors]
+        mutants, survivors = try_mutants(
+            name, lambda text: asked.match in text and (former is None or text in former)
+        )
+        found += [
+            dict(text=mutant['text'], line=mutant['line'], reason=accepted.get(mutant['text']))
+            for mutant in survivors
+        ]
         unlisted = sum(mutant['text'] not in accepted for mutant in survivors)
-        rows.append(dict(module=name, mutants=len(mutants), killed=len(mutants)-len(survivors), survived=len(survivors), unlisted=unlisted))
-        print(f'{rows[-1]} after {time.time()-started:.0f} s', flush=True)
+        rows.append(
+            dict(
+                module=name,
+                mutants=len(mutants),
+                killed=len(mutants) - len(survivors),
+                survived=len(survivors),
+                unlisted=unlisted,
+            )
+        )
+        print(f'{rows[-1]} after {time.time() - started:.0f} s', flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out/'mutants.json').write_text(json.dumps(dict(modules=rows, survivors=found), indent=1))
+    (asked.out / 'mutants.json').write_text(json.dumps(dict(modules=rows, survivors=found), indent=1))
     for survivor in found:
-        if not survivor['reason']: print(f"\nsurvived, not in {ACCEPTED.name}: line {survivor['line']} of {survivor['text']}")
+        if not survivor['reason']:
+            print(f'\nsurvived, not in {ACCEPTED.name}: line {survivor["line"]} of {survivor["text"]}')
     whole = not asked.match and former is None
-    sys.exit(any(row['unlisted'] or whole and row['killed'] < 0.9*row['mutants'] for row in rows))
+    sys.exit(any(row['unlisted'] or whole and row['killed'] < 0.9 * row['mutants'] for row in rows))
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

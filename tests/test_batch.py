@@ -1,4 +1,5 @@
 "Batches that are killed, interrupted, shared, short of disk, on a cluster, and installed without the repository: what needs processes of its own."
+
 import json
 import os
 import resource
@@ -11,22 +12,45 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-
 from conftest import ROOT
-from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_state
+
 from nested_learning.config.load import load_config
 from nested_learning.runs.experiment import Run, run
+from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 NL_BATCH = [sys.executable, '-c', 'from nested_learning.runs.commands import batch; batch()']
-SMALL = dict(network='mlp', base_channels=16, use_nested_learning=False, image_size=[16, 16], inner='SGD', learning_rate=.05, updates_per_batch=8, memory_size=50, device='cpu', checkpoint_every=20)
-DIGITS = dict(yaml.safe_load((ROOT/'nbs/runs/configs/digits.yaml').read_text()), use_nested_learning=False, checkpoint_every=50)
+SMALL = dict(
+    network='mlp',
+    base_channels=16,
+    use_nested_learning=False,
+    image_size=[16, 16],
+    inner='SGD',
+    learning_rate=0.05,
+    updates_per_batch=8,
+    memory_size=50,
+    device='cpu',
+    checkpoint_every=20,
+)
+DIGITS = dict(
+    yaml.safe_load((ROOT / 'nbs/runs/configs/digits.yaml').read_text()),
+    use_nested_learning=False,
+    checkpoint_every=50,
+)
 FULL = dict(base=DIGITS, grid=dict(method=['fine_tune', 'er', 'der_pp', 'consolidated']), seeds=3)
 FEW = dict(base=SMALL, grid=dict(method=['er', 'der_pp']), seeds=2)
 
 
 def start(*words, **options):
-    return subprocess.Popen([*NL_BATCH, *map(str, words)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        [*NL_BATCH, *map(str, words)],
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def end(process, code=0):
@@ -39,43 +63,60 @@ def wait_for(condition, seconds=300):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, 'it never came to that'
-        time.sleep(.05)
+        time.sleep(0.05)
     return found
 
 
 def half_done(folder, runs):
     "Runs that are being trained, and have a checkpoint to go on from."
-    return [r for r in runs if is_held(lock_of(folder/r.name)) and list((folder/r.name).glob('checkpoint-*.pt'))]
+    return [
+        r
+        for r in runs
+        if is_held(lock_of(folder / r.name)) and list((folder / r.name).glob('checkpoint-*.pt'))
+    ]
 
 
-def finished(folder, runs): return {r.name for r in runs if read_state(folder, r)['state'] == 'finished'}
+def finished(folder, runs):
+    return {r.name for r in runs if read_state(folder, r)['state'] == 'finished'}
 
 
-def times(folder, name, word): return (folder/'batch.log').read_text().count(f' {name}: {word}')
+def times(folder, name, word):
+    return (folder / 'batch.log').read_text().count(f' {name}: {word}')
 
 
 def check_same(folder, runs, others):
     "Compare with runs that were never disturbed, in everything but time and place."
     for planned in runs:
-        ours, theirs = Run(folder/planned.name), others(planned)
-        assert (ours.info['status'], ours.weights_hash, ours.info['stream_hash']) == ('finished', theirs.weights_hash, theirs.info['stream_hash'])
-        for kind in ('steps', 'evaluations'): pd.testing.assert_frame_equal(getattr(ours, kind), getattr(theirs, kind))
+        ours, theirs = Run(folder / planned.name), others(planned)
+        assert (ours.info['status'], ours.weights_hash, ours.info['stream_hash']) == (
+            'finished',
+            theirs.weights_hash,
+            theirs.info['stream_hash'],
+        )
+        for kind in ('steps', 'evaluations'):
+            pd.testing.assert_frame_equal(getattr(ours, kind), getattr(theirs, kind))
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
     "Runs made here, in this process, each when it is first asked for."
     place = tmp_path_factory.mktemp('alone')
+
     def make(planned):
         sections = planned.config.model_dump(mode='json')
-        sections['run']['run_dir'] = str(place/planned.name)
-        return Run(place/planned.name) if (place/planned.name).exists() else run(load_config(**sections), progress=False)
+        sections['run']['run_dir'] = str(place / planned.name)
+        return (
+            Run(place / planned.name)
+            if (place / planned.name).exists()
+            else run(load_config(**sections), progress=False)
+        )
+
     return make
 
 
 def write_grid(tmp_path, grid):
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(grid))
-    return tmp_path/'grid.yaml', tmp_path/'batch', plan_runs(grid)
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(grid))
+    return tmp_path / 'grid.yaml', tmp_path / 'batch', plan_runs(grid)
 
 
 def kill_twice(tmp_path, grid):
@@ -84,18 +125,36 @@ def kill_twice(tmp_path, grid):
     before, taken_up = set(), set()
     for words in (('run', path, '--folder', folder), ('resume', folder)):
         process = start(*words, '--workers', 2)
-        struck = wait_for(lambda: (not taken_up or finished(folder, runs)) and [r for r in half_done(folder, runs) if r.name not in taken_up])  # the second time some have finished
+        struck = wait_for(
+            lambda: (
+                (not taken_up or finished(folder, runs))
+                and [r for r in half_done(folder, runs) if r.name not in taken_up]
+            )
+        )  # the second time some have finished
         process.kill()
         process.wait()
-        wait_for(lambda: not any(is_held(lock_of(folder/r.name, kind)) for r in runs for kind in ('lock', 'claim')), 30)  # no kernel trains on
+        wait_for(
+            lambda: (
+                not any(is_held(lock_of(folder / r.name, kind)) for r in runs for kind in ('lock', 'claim'))
+            ),
+            30,
+        )  # no kernel trains on
         taken_up |= {r.name for r in struck if r.name not in finished(folder, runs)}
         before |= finished(folder, runs)
-    records = {name: ((folder/f'{name}.ipynb').stat().st_mtime_ns, (folder/name/'run.json').stat().st_mtime_ns) for name in before}
+    records = {
+        name: ((folder / f'{name}.ipynb').stat().st_mtime_ns, (folder / name / 'run.json').stat().st_mtime_ns)
+        for name in before
+    }
     assert f'{len(runs)} finished' in end(start('resume', folder, '--workers', 2))
     assert finished(folder, runs) == {r.name for r in runs}
-    assert records == {name: ((folder/f'{name}.ipynb').stat().st_mtime_ns, (folder/name/'run.json').stat().st_mtime_ns) for name in before}
+    assert records == {
+        name: ((folder / f'{name}.ipynb').stat().st_mtime_ns, (folder / name / 'run.json').stat().st_mtime_ns)
+        for name in before
+    }
     assert all(times(folder, r.name, 'begins') == 1 and times(folder, r.name, 'finished') == 1 for r in runs)
-    assert before and any('goes on from checkpoint' in (folder/name/'log.txt').read_text() for name in taken_up)
+    assert before and any(
+        'goes on from checkpoint' in (folder / name / 'log.txt').read_text() for name in taken_up
+    )
     return folder, runs
 
 
@@ -109,7 +168,7 @@ def whole(tmp_path_factory):
     "The twelve runs of four methods and three seeds, made by a batch that nobody disturbed."
     path, folder, runs = write_grid(tmp_path_factory.mktemp('undisturbed'), FULL)
     assert '12 finished' in end(start('run', path, '--folder', folder, '--workers', 2))
-    return lambda planned: Run(folder/planned.name)
+    return lambda planned: Run(folder / planned.name)
 
 
 @pytest.mark.slow
@@ -122,6 +181,7 @@ def lose_a_node(tmp_path, grid):
     "Run a grid on two Ray nodes; lose one of them when it is in the middle of a run."
     pytest.importorskip('ray', reason='the extra ray is not installed')
     from ray.cluster_utils import Cluster
+
     path, folder, runs = write_grid(tmp_path, grid)
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
     try:
@@ -130,9 +190,10 @@ def lose_a_node(tmp_path, grid):
         wait_for(lambda: len(half_done(folder, runs)) == 2)  # one on each
         cluster.remove_node(node, allow_graceful=False)
         assert f'{len(runs)} finished' in end(process)
-    finally: cluster.shutdown()
+    finally:
+        cluster.shutdown()
     taken_up = [r.name for r in runs if times(folder, r.name, 'goes on')]
-    assert len(taken_up) == 1 and 'goes on from checkpoint' in (folder/taken_up[0]/'log.txt').read_text()
+    assert len(taken_up) == 1 and 'goes on from checkpoint' in (folder / taken_up[0] / 'log.txt').read_text()
     return folder, runs
 
 
@@ -148,17 +209,35 @@ def test_full_grid_on_ray(tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('share, at_once', [(1, 1), (.5, 2)])
+@pytest.mark.parametrize('share, at_once', [(1, 1), (0.5, 2)])
 def test_ray_shares_a_gpu(tmp_path, share, at_once):
     "The GPU is one in name only: what is asked is how many runs Ray lets onto it."
     pytest.importorskip('ray', reason='the extra ray is not installed')
     from ray.cluster_utils import Cluster
+
     path, folder, runs = write_grid(tmp_path, FEW)
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=4, num_gpus=1, include_dashboard=False))
-    try: assert '4 finished' in end(start('run', path, '--folder', folder, '--engine', 'ray', '--address', cluster.address, '--gpus-per-run', share))
-    finally: cluster.shutdown()
+    cluster = Cluster(
+        initialize_head=True, head_node_args=dict(num_cpus=4, num_gpus=1, include_dashboard=False)
+    )
+    try:
+        assert '4 finished' in end(
+            start(
+                'run',
+                path,
+                '--folder',
+                folder,
+                '--engine',
+                'ray',
+                '--address',
+                cluster.address,
+                '--gpus-per-run',
+                share,
+            )
+        )
+    finally:
+        cluster.shutdown()
     going, most = 0, 0
-    for line in (folder/'batch.log').read_text().splitlines():
+    for line in (folder / 'batch.log').read_text().splitlines():
         going += line.endswith(': begins') - (': finished' in line)
         most = max(most, going)
     assert most == at_once
@@ -174,10 +253,18 @@ def test_ctrl_c_then_two_batches(tmp_path, undisturbed):
     states = {r.name: read_state(folder, r) for r in runs}
     assert {s['state'] for s in states.values()} <= {'stopped', 'finished'}
     stopped = [name for name, s in states.items() if s['state'] == 'stopped']
-    assert any(Run(folder/name).info['status'] == 'stopped' and 'KeyboardInterrupt' in (folder/f'{name}.ipynb').read_text() for name in stopped)
+    assert any(
+        Run(folder / name).info['status'] == 'stopped'
+        and 'KeyboardInterrupt' in (folder / f'{name}.ipynb').read_text()
+        for name in stopped
+    )
     both = [start('resume', folder, '--workers', 1) for _ in range(2)]
-    for process in both: assert '2 finished' in end(process)
-    assert all((times(folder, name, 'begins'), times(folder, name, 'goes on')) == (1, name in stopped) for name in states)
+    for process in both:
+        assert '2 finished' in end(process)
+    assert all(
+        (times(folder, name, 'begins'), times(folder, name, 'goes on')) == (1, name in stopped)
+        for name in states
+    )
     check_same(folder, runs, undisturbed)
 
 
@@ -186,9 +273,11 @@ def test_kernel_killed(tmp_path, undisturbed):
     path, folder, runs = write_grid(tmp_path, {**FEW, 'grid': dict(method=['er'])})
     process = start('run', path, '--folder', folder, '--workers', 2)
     struck = wait_for(lambda: half_done(folder, runs))[0].name
-    os.kill(int(lock_of(folder/struck).read_text().split()[1]), signal.SIGKILL)
+    os.kill(int(lock_of(folder / struck).read_text().split()[1]), signal.SIGKILL)
     end(process, 1)
-    assert {r.name: read_state(folder, r)['state'] for r in runs} == {r.name: 'stopped' if r.name == struck else 'finished' for r in runs}
+    assert {r.name: read_state(folder, r)['state'] for r in runs} == {
+        r.name: 'stopped' if r.name == struck else 'finished' for r in runs
+    }
     assert '2 finished' in end(start('resume', folder))
     assert times(folder, struck, 'begins') == 1 and times(folder, struck, 'goes on') == 1
     check_same(folder, runs, undisturbed)
@@ -196,7 +285,9 @@ def test_kernel_killed(tmp_path, undisturbed):
 
 def test_disk_full(tmp_path, undisturbed):
     "Files larger than a limit cannot be written; what could not be finished goes on later."
-    path, folder, runs = write_grid(tmp_path, dict(base={**SMALL, 'base_channels': 192, 'updates_per_batch': 1}))
+    path, folder, runs = write_grid(
+        tmp_path, dict(base={**SMALL, 'base_channels': 192, 'updates_per_batch': 1})
+    )
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     end(start('run', path, '--folder', folder, preexec_fn=limit), 1)
     assert [read_state(folder, r)['state'] for r in runs] == ['stopped']
@@ -205,43 +296,91 @@ def test_disk_full(tmp_path, undisturbed):
 
 
 def papermill(*words):
-    return subprocess.run([sys.executable, '-m', 'papermill', *map(str, words)], env=ENV, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, '-m', 'papermill', *map(str, words)],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_one_run_by_hand(tmp_path):
     "The notebook works without nl-batch, and says what its parameters mean."
-    notebook, place = ROOT/'nbs/runs/one_run.ipynb', tmp_path/'run'
-    (tmp_path/'config.yaml').write_text(yaml.safe_dump(dict(data=dict(image_size=[8, 8]), model=dict(network='mlp', base_channels=8), run=dict(run_dir=str(place), threads=1))))
-    done = papermill(notebook, tmp_path/'out.ipynb', '-f', tmp_path/'config.yaml', '-p', 'seed', 3)
+    notebook, place = ROOT / 'nbs/runs/one_run.ipynb', tmp_path / 'run'
+    (tmp_path / 'config.yaml').write_text(
+        yaml.safe_dump(
+            dict(
+                data=dict(image_size=[8, 8]),
+                model=dict(network='mlp', base_channels=8),
+                run=dict(run_dir=str(place), threads=1),
+            )
+        )
+    )
+    done = papermill(notebook, tmp_path / 'out.ipynb', '-f', tmp_path / 'config.yaml', '-p', 'seed', 3)
     assert done.returncode == 0, done.stderr
-    assert (Run(place).info['status'], Run(place).config.run.seed, Run(place).config.data.image_size) == ('finished', 3, (8, 8))
+    assert (Run(place).info['status'], Run(place).config.run.seed, Run(place).config.data.image_size) == (
+        'finished',
+        3,
+        (8, 8),
+    )
     ended = Run(place).info['ended']
-    refused = papermill(notebook, tmp_path/'out.ipynb', '-f', tmp_path/'config.yaml', '-p', 'seed', 4)
-    assert refused.returncode != 0 and 'holds a run of another configuration' in refused.stderr and Run(place).info['ended'] == ended
+    refused = papermill(notebook, tmp_path / 'out.ipynb', '-f', tmp_path / 'config.yaml', '-p', 'seed', 4)
+    assert (
+        refused.returncode != 0
+        and 'holds a run of another configuration' in refused.stderr
+        and Run(place).info['ended'] == ended
+    )
     said = ' '.join(papermill('--help-notebook', notebook).stdout.split())
-    assert 'seed: int (default None) every random choice derives from it' in said.replace('run: every', 'every')
+    assert 'seed: int (default None) every random choice derives from it' in said.replace(
+        'run: every', 'every'
+    )
     assert 'memory_size: int or str' in said and 'images in the replay memory' in said
 
 
 def test_installed_without_the_repository(clone, tmp_path):
     "The wheel brings the notebook and the command."
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
-    subprocess.run([*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path/'wheels', clone], check=True, capture_output=True)
-    wheel, = (tmp_path/'wheels').glob('*.whl')
-    subprocess.run([*pip, 'install', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(dict(base={**SMALL, 'updates_per_batch': 1})))
-    env = dict(ENV, PYTHONPATH=str(tmp_path/'site'))
-    where = subprocess.run([sys.executable, '-c', 'from nested_learning.runs.engines import NOTEBOOK; print(NOTEBOOK)'], env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
-    assert Path(where) == tmp_path/'site/nested_learning/one_run.ipynb' and not Path(where).is_symlink()
-    done = subprocess.run([tmp_path/'site/bin/nl-batch', 'run', 'grid.yaml'], env=env, cwd=tmp_path, capture_output=True, text=True)
+    subprocess.run(
+        [*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path / 'wheels', clone],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = (tmp_path / 'wheels').glob('*.whl')
+    subprocess.run(
+        [*pip, 'install', '--no-deps', '--target', tmp_path / 'site', wheel], check=True, capture_output=True
+    )
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(dict(base={**SMALL, 'updates_per_batch': 1})))
+    env = dict(ENV, PYTHONPATH=str(tmp_path / 'site'))
+    where = subprocess.run(
+        [sys.executable, '-c', 'from nested_learning.runs.engines import NOTEBOOK; print(NOTEBOOK)'],
+        env=env,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert Path(where) == tmp_path / 'site/nested_learning/one_run.ipynb' and not Path(where).is_symlink()
+    done = subprocess.run(
+        [tmp_path / 'site/bin/nl-batch', 'run', 'grid.yaml'],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and '1 finished' in done.stdout, done.stdout + done.stderr
-    folder = tmp_path/'_runs/grid'
-    assert json.loads((folder/f'{open_batch(folder)[0].name}.ipynb').read_text())['metadata']['papermill']['exception'] is None
+    folder = tmp_path / '_runs/grid'
+    assert (
+        json.loads((folder / f'{open_batch(folder)[0].name}.ipynb').read_text())['metadata']['papermill'][
+            'exception'
+        ]
+        is None
+    )
 
 
 def test_wrong_grids_leave_nothing(tmp_path):
-    path = tmp_path/'grid.yaml'
+    path = tmp_path / 'grid.yaml'
     path.write_text('base: {trainig: {inner: SGD}}')
-    said = end(start('run', path, '--folder', tmp_path/'batch'), 2)
+    said = end(start('run', path, '--folder', tmp_path / 'batch'), 2)
     assert 'trainig' in said and 'did you mean training?' in said and 'Traceback' not in said
     assert [p.name for p in tmp_path.iterdir()] == ['grid.yaml']

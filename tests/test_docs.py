@@ -1,75 +1,113 @@
 "README and the docs site are what the notebooks and the results make them, and their commands are the ones that CI runs."
-import importlib.util, json, os, re, subprocess, sys
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import ROOT
-from nested_learning.runs.grid import plan_runs, read_grid
-from nested_learning.dev.docs import notebook_map, readme, relink, results_hash, results_table, site
 
-README = (ROOT/'README.md').read_text(encoding='utf-8')
+from nested_learning.dev.docs import notebook_map, readme, relink, results_hash, results_table, site
+from nested_learning.runs.grid import plan_runs, read_grid
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
 COMMANDS = re.findall(r'^```sh\n(.*?)\n```', README, flags=re.DOTALL | re.MULTILINE)
 FIRST, TEST = COMMANDS[0], next(block for block in COMMANDS if 'nbdev_test' in block)
 
-def test_readme_in_sync(): readme(check=True, root=ROOT)
+
+def test_readme_in_sync():
+    readme(check=True, root=ROOT)
+
 
 def test_readme_tells_the_results(monkeypatch):
-    monkeypatch.chdir(ROOT/'nbs')
-    assert relink(results_table('runs/results/digits.json'), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
+    monkeypatch.chdir(ROOT / 'nbs')
+    assert relink(results_table('runs/results/digits.json'), 'nbs') in README, (
+        'run nbs/index.ipynb, save it, and make README again'
+    )
     assert relink(notebook_map(), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
 
+
 def test_readme_shows_the_grid():
-    path = ROOT/'nbs/runs/grids/digits.yaml'
+    path = ROOT / 'nbs/runs/grids/digits.yaml'
     runs = plan_runs(read_grid(path))
-    assert path.read_text(encoding='utf-8').split('\n', 1)[1] in README, 'README shows another grid than nbs/runs/grids/digits.yaml'
+    assert path.read_text(encoding='utf-8').split('\n', 1)[1] in README, (
+        'README shows another grid than nbs/runs/grids/digits.yaml'
+    )
     assert len(runs) == 12 and not any(run.config.model.use_nested_learning for run in runs)
 
+
 def test_picture_in_sync():
-    picture = (ROOT/'nbs/images/first_run.png').read_bytes()
-    assert results_hash(ROOT/'nbs/runs/results/digits.json').encode() in picture, 'run python -m nested_learning.dev.docs figure'
+    picture = (ROOT / 'nbs/images/first_run.png').read_bytes()
+    assert results_hash(ROOT / 'nbs/runs/results/digits.json').encode() in picture, (
+        'run python -m nested_learning.dev.docs figure'
+    )
+
 
 def test_readme_links_lead_somewhere():
     links = [link.partition('#')[0] for link in re.findall(r'\]\(([^)\s]+)\)', README)]
     own = 'https://github.com/nested-learning/nested-learning-workbook/blob/main/'
     local = [link.removeprefix(own) for link in links if not re.match('https?:', link.removeprefix(own))]
-    assert [link for link in local if not (ROOT/link).exists()] == []
+    assert [link for link in local if not (ROOT / link).exists()] == []
     assert 'nbs/images/first_run.png' in local
 
+
 def test_commands():
-    for block in COMMANDS: subprocess.run(['bash', '-n'], input=block, text=True, check=True)
-    assert (ROOT/'.ci/run').read_text().endswith('/.."\n\n' + TEST + '\n')
-    assert os.access(ROOT/'.ci/run', os.X_OK)
+    for block in COMMANDS:
+        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
+    assert (ROOT / '.ci/run').read_text().endswith('/.."\n\n' + TEST + '\n')
+    assert os.access(ROOT / '.ci/run', os.X_OK)
     notebook, result = re.search(r'papermill (\S+) (\S+\.ipynb)', FIRST).groups()
-    assert (ROOT/notebook).is_file() and result == '_runs/first_run.ipynb'
-    assert '/_runs/' in (ROOT/'.gitignore').read_text().splitlines()
+    assert (ROOT / notebook).is_file() and result == '_runs/first_run.ipynb'
+    assert '/_runs/' in (ROOT / '.gitignore').read_text().splitlines()
+
 
 def test_workflows():
-    jobs = {path.stem: next(iter(yaml.safe_load(path.read_text())['jobs'].values())) for path in (ROOT/'.github/workflows').glob('*.yml')}
+    jobs = {
+        path.stem: next(iter(yaml.safe_load(path.read_text())['jobs'].values()))
+        for path in (ROOT / '.github/workflows').glob('*.yml')
+    }
     runs = {name: [step['run'] for step in job['steps'] if 'run' in step] for name, job in jobs.items()}
     assert runs['test'] == ['bash .ci/run']
     assert runs['docs'][:2] == TEST.split(' &&\n')[:2]
     assert runs['docs'][2:] == ['.venv/bin/python -m nested_learning.dev.docs site _docs']
 
-@pytest.mark.skipif(importlib.util.find_spec('smalldocs') is None, reason="the extra 'docs' is not installed (it needs Python 3.11)")
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('smalldocs') is None,
+    reason="the extra 'docs' is not installed (it needs Python 3.11)",
+)
 def test_site(notebooks, tmp_path):
-    assert site(tmp_path/'site', root=ROOT) == len(notebooks)
-    pages = {path.relative_to(tmp_path/'site').as_posix(): path.read_text(encoding='utf-8') for path in (tmp_path/'site').rglob('*.html')}
+    assert site(tmp_path / 'site', root=ROOT) == len(notebooks)
+    pages = {
+        path.relative_to(tmp_path / 'site').as_posix(): path.read_text(encoding='utf-8')
+        for path in (tmp_path / 'site').rglob('*.html')
+    }
     assert 'id="derive_seed"' in pages['core.html'] and 'Derive the seed of one purpose' in pages['core.html']
     assert '<summary>Source</summary>' in pages['core.html'] and 'Plotly.newPlot' in pages['docs.html']
     assert '#| export' not in pages['core.html']
     linked = re.findall(r'href="([^"#]+\.html)"[^>]*sidebar-link', pages['index.html'])
     assert set(linked) == set(pages)
 
+
 @pytest.mark.slow
 def test_first_command(clone):
     "From a fresh clone and a fresh environment to an executed notebook with figures."
     own = str(Path(sys.prefix, 'bin'))
-    env = {key: value for key, value in os.environ.items() if key not in ('VIRTUAL_ENV', 'PYTHONPATH', 'PYTHONHOME')}
-    env['PATH'] = os.pathsep.join(folder for folder in env['PATH'].split(os.pathsep) if folder != own or sys.prefix == sys.base_prefix)
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('VIRTUAL_ENV', 'PYTHONPATH', 'PYTHONHOME')
+    }
+    env['PATH'] = os.pathsep.join(
+        folder for folder in env['PATH'].split(os.pathsep) if folder != own or sys.prefix == sys.base_prefix
+    )
     subprocess.run(['bash', '-c', FIRST], cwd=clone, env=env, check=True, stdin=subprocess.DEVNULL)
-    cells = json.loads((clone/'_runs/first_run.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((clone / '_runs/first_run.ipynb').read_text(encoding='utf-8'))['cells']
     outputs = [output for cell in cells for output in cell.get('outputs', [])]
     assert not any(output['output_type'] == 'error' for output in outputs)
     assert any('application/vnd.plotly.v1+json' in output.get('data', {}) for output in outputs)

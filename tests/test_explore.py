@@ -1,14 +1,28 @@
 "The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
-import re, statistics
+
+import re
+import statistics
 
 import pytest
+from browser import (  # noqa: F401 (fixtures)
+    browser,
+    check_layout,
+    close,
+    lab,
+    open_app,
+    open_page,
+    run_all,
+    show_panel,
+    use_theme,
+    use_width,
+    voila,
+)
+from conftest import ROOT
 from plotly.offline import get_plotlyjs
 
-from browser import browser, check_layout, close, lab, open_app, open_page, run_all, show_panel, use_theme, use_width, voila  # noqa: F401 (fixtures)
-from conftest import ROOT
-
-NOTEBOOKS = sorted(path.name for path in (ROOT/'nbs/explore').glob('[!_]*.ipynb'))
+NOTEBOOKS = sorted(path.name for path in (ROOT / 'nbs/explore').glob('[!_]*.ipynb'))
 WIDTHS = (1280, 1920)
+
 
 def look(page, name, theme, shots):
     "List what is wrong with the page at each width; write its picture if asked."
@@ -17,11 +31,14 @@ def look(page, name, theme, shots):
         use_width(page, width)
         show_panel(page)
         for _ in range(5):  # figures far down the page may still be fitting themselves
-            if not (problems := check_layout(page)): break
+            if not (problems := check_layout(page)):
+                break
             page.wait_for_timeout(1000)
         found += [f'{theme}, {width} pixels: {problem}' for problem in problems]
-        if shots: page.screenshot(path=shots/f'{name}-{theme}-{width}.png')
+        if shots:
+            page.screenshot(path=shots / f'{name}-{theme}-{width}.png')
     return found
+
 
 def time_slider(page, presses=3):
     "Press an arrow key on the first slider and wait for the first figure; give the seconds of each press, measured in the page."
@@ -35,11 +52,12 @@ def time_slider(page, presses=3):
     for _ in range(presses):
         before = page.evaluate(data)
         page.keyboard.press('ArrowRight')
-        page.wait_for_function("() => window.drawn", timeout=30_000)
+        page.wait_for_function('() => window.drawn', timeout=30_000)
         assert page.evaluate(data) != before, 'the figure was drawn again, but shows the same'
-        seconds.append(page.evaluate("() => (window.drawn - window.pressed)/1000"))
+        seconds.append(page.evaluate('() => (window.drawn - window.pressed)/1000'))
         page.wait_for_timeout(300)  # until what follows this press is over
     return seconds
+
 
 def drive_stream(page):
     "The composition follows a slider in less than a second."
@@ -48,18 +66,32 @@ def drive_stream(page):
     assert page.locator('.widget-readout').first.inner_text() == '13%'
     assert statistics.median(seconds) < 1, seconds
 
+
 def drive_levels(page):
     "Play goes on while a period is changed and other cells run, and Play pressed again holds it."
     said = "document.querySelector('.widget-html-content').innerText"
-    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
+    step = lambda: page.evaluate(f'() => Number({said}.match(/step (\\d+)/)[1])')
     play, first = page.get_by_role('button', name='Play', exact=True), step()
     play.click()
-    page.wait_for_function(f"first => {said}.startsWith('Playing') && Number({said}.match(/step (\\d+)/)[1]) > first", arg=first+3, timeout=30_000)
+    page.wait_for_function(
+        f"first => {said}.startsWith('Playing') && Number({said}.match(/step (\\d+)/)[1]) > first",
+        arg=first + 3,
+        timeout=30_000,
+    )
     page.locator('.noUi-handle').nth(2).focus()  # the slow level
     page.keyboard.press('ArrowRight')
-    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot text')].some(text => / of 30 steps/.test(text.textContent))", timeout=30_000)
-    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    if '/lab' in page.url: assert page.evaluate(f"() => {kernel}.requestExecute({{code: 'assert panel.player.playing'}}).done")['content']['status'] == 'ok'
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.js-plotly-plot text')].some(text => / of 30 steps/.test(text.textContent))",
+        timeout=30_000,
+    )
+    kernel = 'window.jupyterapp.shell.currentWidget.sessionContext.session.kernel'
+    if '/lab' in page.url:
+        assert (
+            page.evaluate(f"() => {kernel}.requestExecute({{code: 'assert panel.player.playing'}}).done")[
+                'content'
+            ]['status']
+            == 'ok'
+        )
     play.click()
     page.wait_for_function(f"() => {said}.startsWith('At rest')", timeout=30_000)
     held = step()
@@ -67,28 +99,45 @@ def drive_levels(page):
     page.wait_for_timeout(500)
     assert step() == held
 
+
 STATUS = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).find(text => /, row \\d/.test(text)) ?? ''"
 
-def press(page, name): page.locator('.nl-panel button', has_text=re.compile(rf'^\s*{name}\s*$')).click()
+
+def press(page, name):
+    page.locator('.nl-panel button', has_text=re.compile(rf'^\s*{name}\s*$')).click()
+
 
 def wait_for_status(page, pattern):
-    page.wait_for_function(f"pattern => new RegExp(pattern).test({STATUS})", arg=pattern, timeout=120_000)
+    page.wait_for_function(f'pattern => new RegExp(pattern).test({STATUS})', arg=pattern, timeout=120_000)
     return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
+
 
 def read_figure(page, title):
     "Give the x, y and z of the traces of a figure, by name; of two of one name, the first."
-    return page.evaluate("""title => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith(title))._fullData.map(
-        (trace, i) => [trace.name ?? i, Object.fromEntries(['x', 'y', 'z'].map(k => [k, trace[k] ? [...trace[k]].map(v => v?.length ? [...v] : v) : []]))]).reverse())""", title)
+    return page.evaluate(
+        """title => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith(title))._fullData.map(
+        (trace, i) => [trace.name ?? i, Object.fromEntries(['x', 'y', 'z'].map(k => [k, trace[k] ? [...trace[k]].map(v => v?.length ? [...v] : v) : []]))]).reverse())""",
+        title,
+    )
+
 
 def execute(page, code):
     "Run code in the kernel of a notebook in JupyterLab, beside whatever plays."
-    reply = page.evaluate("code => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}).done", code)
+    reply = page.evaluate(
+        'code => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({code}).done',
+        code,
+    )
     assert reply['content']['status'] == 'ok', reply['content']
+
 
 def nudge(page, label, presses):
     "Focus the slider of a label and press an arrow key."
-    page.locator('.widget-inline-hbox', has=page.get_by_text(label, exact=True)).locator('.noUi-handle').focus()
-    for _ in range(presses): page.keyboard.press('ArrowRight')
+    page.locator('.widget-inline-hbox', has=page.get_by_text(label, exact=True)).locator(
+        '.noUi-handle'
+    ).focus()
+    for _ in range(presses):
+        page.keyboard.press('ArrowRight')
+
 
 def play_cockpit(page):
     "Play until the matrix has its first cell, and pause."
@@ -96,8 +145,12 @@ def play_cockpit(page):
     wait_for_status(page, 'task [1-4]')
     press(page, 'Pause')
     wait_for_status(page, 'paused')
-    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.layout.title?.text?.startsWith('Accuracy after') && f.data.length)", timeout=30_000)
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.layout.title?.text?.startsWith('Accuracy after') && f.data.length)",
+        timeout=30_000,
+    )
     page.wait_for_timeout(1500)  # until all figures are drawn
+
 
 def drive_cockpit(page):
     "Pause holds, Step adds one; a period changes the cadence, a ratio what is to come; a fork is compared, and everything kept."
@@ -105,65 +158,95 @@ def drive_cockpit(page):
     page.wait_for_timeout(500)
     assert wait_for_status(page, 'paused') == first
     press(page, 'Step')
-    wait_for_status(page, f'step {first+1},')
-    if in_lab: execute(page, 'shown = cockpit.pair.live.view()')
+    wait_for_status(page, f'step {first + 1},')
+    if in_lab:
+        execute(page, 'shown = cockpit.pair.live.view()')
     seconds = []
     for _ in range(3):
         before = read_figure(page, 'The stream')
         nudge(page, 'OOD, no task [%]', 3)
-        pressed = page.evaluate("() => performance.now()")
-        page.wait_for_function("before => JSON.stringify([...[...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith('The stream'))._fullData.at(-1).y]) !== before",
-                               arg=page.evaluate("y => JSON.stringify(y)", before['ood']['y']), polling=20, timeout=30_000)
-        seconds.append((page.evaluate("() => performance.now()")-pressed)/1000)
+        pressed = page.evaluate('() => performance.now()')
+        page.wait_for_function(
+            "before => JSON.stringify([...[...document.querySelectorAll('.js-plotly-plot')].find(f => f.layout.title?.text?.startsWith('The stream'))._fullData.at(-1).y]) !== before",
+            arg=page.evaluate('y => JSON.stringify(y)', before['ood']['y']),
+            polling=20,
+            timeout=30_000,
+        )
+        seconds.append((page.evaluate('() => performance.now()') - pressed) / 1000)
         page.wait_for_timeout(300)
     print('from a ratio to the figure:', *(f'{s:.2f} s' for s in seconds))
     assert statistics.median(seconds) < 1, seconds
-    if in_lab: execute(page, 'now = cockpit.pair.live.view(); assert len(now.knobs) >= 3; assert now.stream.hash != shown.stream.hash\n'
-                             'assert now.stream.table[:now.position].equals(shown.stream.table[:now.position])')
+    if in_lab:
+        execute(
+            page,
+            'now = cockpit.pair.live.view(); assert len(now.knobs) >= 3; assert now.stream.hash != shown.stream.hash\n'
+            'assert now.stream.table[:now.position].equals(shown.stream.table[:now.position])',
+        )
     nudge(page, 'period, medium [steps]', 1)  # from 5 to 7
     press(page, 'Play')
-    wait_for_status(page, rf'step ({"|".join(str(first+k) for k in range(30, 300))}),')
-    if in_lab: execute(page, 'assert cockpit.pair.state == "playing"')
+    wait_for_status(page, rf'step ({"|".join(str(first + k) for k in range(30, 300))}),')
+    if in_lab:
+        execute(page, 'assert cockpit.pair.state == "playing"')
     press(page, 'Pause')
     at = wait_for_status(page, 'paused')
     page.wait_for_timeout(1500)
     moves = read_figure(page, 'Moves')['medium']['x']
-    assert moves[-1]-moves[-2] == 7 and moves[1]-moves[0] == 5, moves
+    assert moves[-1] - moves[-2] == 7 and moves[1] - moves[0] == 5, moves
     press(page, 'Fork here')
     wait_for_status(page, 'B: paused')
     press(page, 'Step')
-    wait_for_status(page, f'B: paused, step {at+1},')
-    page.wait_for_function("() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.offsetWidth && f.layout.title?.text?.startsWith('A (solid)'))", timeout=30_000)
+    wait_for_status(page, f'B: paused, step {at + 1},')
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].some(f => f.offsetWidth && f.layout.title?.text?.startsWith('A (solid)'))",
+        timeout=30_000,
+    )
     press(page, 'Save')
     page.get_by_text('papermill nbs/runs/one_run.ipynb').wait_for(timeout=30_000)
-    if not in_lab: return
-    execute(page, 'import time; folder = cockpit.pair.live.drive.folder; end = time.time()+30\n'
-                  'while len(list((folder/"figures").glob("*.png"))) < 7 and time.time() < end: time.sleep(.2)\n'
-                  'assert all(path.stat().st_size > 5000 for path in (folder/"figures").glob("*.png"))\n'
-                  'assert len(list((folder/"figures").glob("*.png"))) == 7 == len(list((folder/"figures").glob("*.html"))), sorted(folder.rglob("*"))\n'
-                  'assert (folder/"config.yaml").is_file() and cockpit.painter.load+cockpit.pair.runs["A"].load <= .15, (cockpit.painter.load, cockpit.pair.runs["A"].load)\n'
-                  'print(cockpit.painter.load, cockpit.pair.runs["A"].load)')
+    if not in_lab:
+        return
+    execute(
+        page,
+        'import time; folder = cockpit.pair.live.drive.folder; end = time.time()+30\n'
+        'while len(list((folder/"figures").glob("*.png"))) < 7 and time.time() < end: time.sleep(.2)\n'
+        'assert all(path.stat().st_size > 5000 for path in (folder/"figures").glob("*.png"))\n'
+        'assert len(list((folder/"figures").glob("*.png"))) == 7 == len(list((folder/"figures").glob("*.html"))), sorted(folder.rglob("*"))\n'
+        'assert (folder/"config.yaml").is_file() and cockpit.painter.load+cockpit.pair.runs["A"].load <= .15, (cockpit.painter.load, cockpit.pair.runs["A"].load)\n'
+        'print(cockpit.painter.load, cockpit.pair.runs["A"].load)',
+    )
+
 
 def drive_forgetting(page):
     "Play, slowed down by a key, shows both tasks; Pause holds all three runs; Step makes one step."
     said = "document.querySelector('.widget-html-content').innerText"
-    step = lambda: page.evaluate(f"() => Number({said}.match(/step (\\d+)/)[1])")
+    step = lambda: page.evaluate(f'() => Number({said}.match(/step (\\d+)/)[1])')
     page.locator('.noUi-handle').nth(1).focus()  # the speed: to 5 steps a second
-    for _ in range(4): page.keyboard.press('ArrowLeft')
+    for _ in range(4):
+        page.keyboard.press('ArrowLeft')
     press(page, 'Play')
-    page.wait_for_function("""() => { const curves = document.querySelector('.js-plotly-plot').data;
-        return ['task 0', 'task 1'].every(name => curves.filter(curve => curve.name === name).length === 3); }""", timeout=120_000)
+    page.wait_for_function(
+        """() => { const curves = document.querySelector('.js-plotly-plot').data;
+        return ['task 0', 'task 1'].every(name => curves.filter(curve => curve.name === name).length === 3); }""",
+        timeout=120_000,
+    )
     press(page, 'Pause')
     page.wait_for_function(f"() => {said}.startsWith('paused')", timeout=30_000)
     held = step()
     page.wait_for_timeout(500)
     assert step() == held
     press(page, 'Step')
-    page.wait_for_function(f"step => {said}.startsWith(`paused, step ${{step}} `)", arg=held+1, timeout=30_000)
+    page.wait_for_function(
+        f'step => {said}.startsWith(`paused, step ${{step}} `)', arg=held + 1, timeout=30_000
+    )
+
 
 def wait_for_title(page, pattern):
     "Wait for a figure of the panel whose title fits."
-    page.wait_for_function("pattern => [...document.querySelectorAll('.nl-panel .js-plotly-plot')].some(f => new RegExp(pattern).test(f.layout.title?.text))", arg=pattern, timeout=30_000)
+    page.wait_for_function(
+        "pattern => [...document.querySelectorAll('.nl-panel .js-plotly-plot')].some(f => new RegExp(pattern).test(f.layout.title?.text))",
+        arg=pattern,
+        timeout=30_000,
+    )
+
 
 def drive_results(page):
     "Two runs chosen and others filtered by keyboard: confusion matrix and forgotten images follow."
@@ -173,54 +256,72 @@ def drive_results(page):
     page.keyboard.press('Shift+ArrowDown')
     wait_for_title(page, '^consolidated-seed0: test images at the end')
     wait_for_title(page, '^consolidated-seed0: task 0: ')
-    page.wait_for_function("() => document.querySelectorAll('.nl-panel table thead th').length === 3")  # a column each, after that of the names
+    page.wait_for_function(
+        "() => document.querySelectorAll('.nl-panel table thead th').length === 3"
+    )  # a column each, after that of the names
     before = read_figure(page, 'consolidated-seed0: test')['test images']['z']
     words.fill('fine')
     words.press('Enter')
     wait_for_title(page, '^fine_tune-seed0: test images at the end')
     wait_for_title(page, r'^fine_tune-seed0: task 0: [1-9]\d* of ')
     after = read_figure(page, 'fine_tune-seed0: test')['test images']['z']
-    assert after != before and all(abs(sum(row) - 100) < .01 for row in after), after
+    assert after != before and all(abs(sum(row) - 100) < 0.01 for row in after), after
     assert runs.locator('option').all_inner_texts() == ['fine_tune-seed0', 'fine_tune-seed1']
     assert len(read_figure(page, 'fine_tune-seed0: task 0')['answers']['x']) > 0
-    if '/lab' in page.url: execute(page, 'assert c.runs.value == ("fine_tune-seed0", "fine_tune-seed1"), c.runs.value')
+    if '/lab' in page.url:
+        execute(page, 'assert c.runs.value == ("fine_tune-seed0", "fine_tune-seed1"), c.runs.value')
+
 
 PREPARE = {'cockpit.ipynb': play_cockpit}
-DRIVE = {'stream.ipynb': drive_stream, 'levels.ipynb': drive_levels, 'cockpit.ipynb': drive_cockpit, 'forgetting.ipynb': drive_forgetting,
-         'results.ipynb': drive_results}
+DRIVE = {
+    'stream.ipynb': drive_stream,
+    'levels.ipynb': drive_levels,
+    'cockpit.ipynb': drive_cockpit,
+    'forgetting.ipynb': drive_forgetting,
+    'results.ipynb': drive_results,
+}
+
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_lab(notebook, browser, lab, screenshots):
     page, found = open_page(browser), []
     run_all(page, lab, f'explore/{notebook}')
-    if notebook in PREPARE: PREPARE[notebook](page)
+    if notebook in PREPARE:
+        PREPARE[notebook](page)
     for theme in ('dark', 'light'):
         use_theme(page, theme)
         found += look(page, f'lab-{notebook}', theme, screenshots)
-    if notebook in DRIVE: DRIVE[notebook](page)
+    if notebook in DRIVE:
+        DRIVE[notebook](page)
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
 
-@pytest.mark.parametrize('theme', ('light', pytest.param('dark', marks=pytest.mark.slow)))  # JupyterLab shows both in each run
+
+@pytest.mark.parametrize(
+    'theme', ('light', pytest.param('dark', marks=pytest.mark.slow))
+)  # JupyterLab shows both in each run
 @pytest.mark.parametrize('notebook', NOTEBOOKS)
 def test_voila(notebook, theme, browser, voila, screenshots):
     page = open_page(browser)
     open_app(page, voila(f'explore/{notebook}', theme))
-    if notebook in PREPARE: PREPARE[notebook](page)
+    if notebook in PREPARE:
+        PREPARE[notebook](page)
     found = look(page, f'voila-{notebook}', theme, screenshots)
-    if notebook in DRIVE and theme == 'light': DRIVE[notebook](page)
+    if notebook in DRIVE and theme == 'light':
+        DRIVE[notebook](page)
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
+
 
 GOOD = """<div style="width:600px"><div class="jupyter-widgets"><label class="widget-label" style="display:block;width:90px">short</label></div>
 <div id="figure"></div></div>"""
 FAULTS = {  # what a page does wrong, and what is said about it
     "figure.layout.title.text = 'x'.repeat(200); Plotly.react(figure, figure.data, figure.layout)": 'is cut off',
-    "Plotly.react(figure, [], {width: 500, height: 300})": 'has no traces',
+    'Plotly.react(figure, [], {width: 500, height: 300})': 'has no traces',
     "Plotly.react(figure, [{x: [], y: [], type: 'scatter'}], {width: 500, height: 300})": 'draws no point',
-    "Plotly.relayout(figure, {height: 170})": 'a plot area of',
+    'Plotly.relayout(figure, {height: 170})': 'a plot area of',
     "Plotly.relayout(figure, {annotations: [1, 1.01].map(x => ({x, y: 2, text: 'two words', showarrow: false}))})": 'lies over',
     "figure.style.marginTop = '-12px'": 'overlaps',
     "figure.parentElement.style.cssText = 'width:300px;overflow:hidden'": 'is wider than its place',
@@ -228,14 +329,17 @@ FAULTS = {  # what a page does wrong, and what is said about it
     "document.querySelector('label').style.cssText = 'display:block;width:20px;overflow:hidden'": "'short' is cut off",
 }
 
+
 def test_check_layout(browser):
     "The check finds nothing in a good page, and each fault that is put into it."
     page = open_page(browser)
     page.add_script_tag(content=get_plotlyjs())
     for fault, said in FAULTS.items():
-        page.evaluate("good => { document.body.innerHTML = good }", GOOD)
-        page.evaluate("() => Plotly.newPlot(figure, [{x: [1, 2], y: [1, 3]}], {width: 500, height: 300, title: {text: 'Two points'}})")
+        page.evaluate('good => { document.body.innerHTML = good }', GOOD)
+        page.evaluate(
+            "() => Plotly.newPlot(figure, [{x: [1, 2], y: [1, 3]}], {width: 500, height: 300, title: {text: 'Two points'}})"
+        )
         assert check_layout(page) == []
-        page.evaluate(f"async () => {{ {fault}; await new Promise(then => setTimeout(then, 100)) }}")
+        page.evaluate(f'async () => {{ {fault}; await new Promise(then => setTimeout(then, 100)) }}')
         assert any(said in problem for problem in check_layout(page)), (fault, check_layout(page))
     page.close()

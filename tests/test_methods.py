@@ -1,4 +1,5 @@
 "Methods in whole runs: what they must not notice, and the accuracies they had when the results were made."
+
 import json
 import subprocess
 import sys
@@ -8,17 +9,28 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
-from nested_learning.train.build import build, load_data
-from nested_learning.config.load import load_config
-from nested_learning.core import hash_tensors
-from nested_learning.runs.experiment import run
-from nested_learning.measure.metrics import mean_interval
-from nested_learning.config.schema import METHODS, REPLAYING
 
-SMALL = dict(network='mlp', base_channels=8, use_nested_learning=False, inner='SGD', learning_rate=.05, memory_size=60, batch_size=50, holdout=.2, device='cpu', threads=1)
-RESULTS = json.loads((ROOT/'nbs/runs/results/digits.json').read_text(encoding='utf-8'))
+from nested_learning.config.load import load_config
+from nested_learning.config.schema import METHODS, REPLAYING
+from nested_learning.core import hash_tensors
+from nested_learning.measure.metrics import mean_interval
+from nested_learning.runs.experiment import run
+from nested_learning.train.build import build, load_data
+
+SMALL = dict(
+    network='mlp',
+    base_channels=8,
+    use_nested_learning=False,
+    inner='SGD',
+    learning_rate=0.05,
+    memory_size=60,
+    batch_size=50,
+    holdout=0.2,
+    device='cpu',
+    threads=1,
+)
+RESULTS = json.loads((ROOT / 'nbs/runs/results/digits.json').read_text(encoding='utf-8'))
 
 
 def learner(method, **keys):
@@ -30,7 +42,8 @@ def learner(method, **keys):
 
 def answers(learner):
     "Run to the end; hash every read-out."
-    for _ in learner.run(): pass
+    for _ in learner.run():
+        pass
     return [hash_tensors(module.state_dict()) for module in learner.method.readout().values()]
 
 
@@ -49,7 +62,8 @@ def test_looking_and_boundaries(method):
 def test_memory_holds_the_stream_only(method):
     done = learner(method)
     shown = set(done.stream.table['sample'])
-    for _ in done.run(): assert len(done.method.memory) <= 60
+    for _ in done.run():
+        assert len(done.method.memory) <= 60
     _, labels, samples = done.method.memory.take(range(len(done.method.memory)))[:3]
     assert set(samples.tolist()) <= shown and (labels >= 0).all()
     held_out = set(done.holdout.indices.tolist())
@@ -60,28 +74,48 @@ def accuracy(method, seed, folder):
     plain = dict(use_nested_learning=False) if method in METHODS else {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        done = run(load_config(ROOT/'nbs/runs/configs/digits.yaml', **plain, method=method, seed=seed, run_dir=f'{folder}/{method}-{seed}'), progress=False)
+        done = run(
+            load_config(
+                ROOT / 'nbs/runs/configs/digits.yaml',
+                **plain,
+                method=method,
+                seed=seed,
+                run_dir=f'{folder}/{method}-{seed}',
+            ),
+            progress=False,
+        )
     R = done.R
     return float(R[-1].mean())
 
 
 def test_golden_accuracy_of_replay(tmp_path):
-    expected, = [row['average_accuracy'] for row in RESULTS['methods']['er'] if row['seed'] == 0]
-    assert abs(accuracy('er', 0, tmp_path) - expected) < .1
+    (expected,) = [row['average_accuracy'] for row in RESULTS['methods']['er'] if row['seed'] == 0]
+    assert abs(accuracy('er', 0, tmp_path) - expected) < 0.1
 
 
 @pytest.mark.slow
 def test_golden_accuracies(tmp_path):
     "Three seeds of every method, within five points of the committed results or what seeds differ by: kinds of machine round differently."
     jobs = [(method, seed) for method in RESULTS['methods'] for seed in (0, 1, 2)]
-    with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool: found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path]*len(jobs))))
-    expected = {(method, row['seed']): row['average_accuracy'] for method, rows in RESULTS['methods'].items() for row in rows}
-    apart = {method: np.mean([found[method, s] - expected[method, s] for s in (0, 1, 2)]) for method in RESULTS['methods']}
-    allowed = {method: max(.05, mean_interval([row['average_accuracy'] for row in rows])[1]) for method, rows in RESULTS['methods'].items()}
+    with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
+        found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path] * len(jobs))))
+    expected = {
+        (method, row['seed']): row['average_accuracy']
+        for method, rows in RESULTS['methods'].items()
+        for row in rows
+    }
+    apart = {
+        method: np.mean([found[method, s] - expected[method, s] for s in (0, 1, 2)])
+        for method in RESULTS['methods']
+    }
+    allowed = {
+        method: max(0.05, mean_interval([row['average_accuracy'] for row in rows])[1])
+        for method, rows in RESULTS['methods'].items()
+    }
     assert all(abs(apart[method]) < allowed[method] for method in apart), (apart, allowed)
 
 
-LONG = '''
+LONG = """
 import os, sys, warnings
 warnings.simplefilter('ignore')
 from nested_learning.config.load import load_config
@@ -93,13 +127,16 @@ def resident(event):
 run(load_config(network='mlp', base_channels=8, use_nested_learning=False, inner='SGD', learning_rate=1e-4, memory_size=50, batch_size=50, updates_per_batch=3572,
     device='cpu', threads=1, run_dir=sys.argv[1]), [resident], progress=False)
 print(seen[5000], seen[100000])
-'''
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_of_a_long_run(tmp_path):
     "A hundred thousand steps: resident memory grows by less than one percent after the first five thousand."
-    out = subprocess.run([sys.executable, '-c', LONG, tmp_path/'long'], capture_output=True, text=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, '-c', LONG, tmp_path / 'long'], capture_output=True, text=True, cwd=ROOT
+    )
     assert out.returncode == 0, out.stderr
     early, late = map(int, out.stdout.split())
-    assert late < 1.01*early, (early, late)
+    assert late < 1.01 * early, (early, late)

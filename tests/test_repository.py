@@ -1,51 +1,100 @@
 "What notebooks cannot check about themselves: export, cleanliness, order of imports, examples, sizes, layout."
-import ast, re, subprocess, sys
+
+import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from conftest import ROOT
+
 from nested_learning.config.load import load_config, parameters_cell
 
-TOP = set('nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split())
+TOP = set(
+    'nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split()
+)
 
-def none(problems, advice=''): assert not problems, '\n'.join(['', advice, *map(str, problems)])
 
-def run_nbdev(command, clone): subprocess.run([Path(sys.executable).with_name(command)], cwd=clone, check=True, capture_output=True)
+def none(problems, advice=''):
+    assert not problems, '\n'.join(['', advice, *map(str, problems)])
 
-def contents(folder, pattern): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
+
+def run_nbdev(command, clone):
+    subprocess.run([Path(sys.executable).with_name(command)], cwd=clone, check=True, capture_output=True)
+
+
+def contents(folder, pattern):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
+
 
 def test_export_in_sync(clone):
-    before = contents(clone/'nested_learning', '**/*.py')
-    for path in clone.glob('nested_learning/**/*.py'): path.unlink()
+    before = contents(clone / 'nested_learning', '**/*.py')
+    for path in clone.glob('nested_learning/**/*.py'):
+        path.unlink()
     run_nbdev('nbdev_export', clone)
-    after = contents(clone/'nested_learning', '**/*.py')
+    after = contents(clone / 'nested_learning', '**/*.py')
     assert {'__init__.py', '_modidx.py'} <= set(after)
-    none(sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)), 'run nbdev_export')
+    none(
+        sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)),
+        'run nbdev_export',
+    )
+
 
 def test_notebooks_clean(clone):
-    before = contents(clone/'nbs', '**/*.ipynb')
+    before = contents(clone / 'nbs', '**/*.ipynb')
     run_nbdev('nbdev_clean', clone)
-    after = contents(clone/'nbs', '**/*.ipynb')
+    after = contents(clone / 'nbs', '**/*.ipynb')
     none([name for name in before if before[name] != after[name]], 'run nbdev_clean')
 
+
 def test_top_level(files):
-    none({name.parts[0] for name in files if not name.parts[0].startswith('.')} - TOP, 'not allowed at the top level')
-    assert (ROOT/'nbs/_quarto.yml').resolve() == ROOT/'_quarto.yml'
+    none(
+        {name.parts[0] for name in files if not name.parts[0].startswith('.')} - TOP,
+        'not allowed at the top level',
+    )
+    assert (ROOT / 'nbs/_quarto.yml').resolve() == ROOT / '_quarto.yml'
+
 
 def test_sizes(notebooks):
-    none([f'{path}: {size} bytes' for path in notebooks if (size := (ROOT/'nbs'/path).stat().st_size) > 300_000], 'thin out the saved outputs')
-    none([f'{path}: {n} lines: {cell.source[:60]!r}' for path, cells in notebooks.items() for cell in cells
-          if cell.exported and (n := len(cell.source.splitlines())) > 45], 'split the exported cell')
+    none(
+        [
+            f'{path}: {size} bytes'
+            for path in notebooks
+            if (size := (ROOT / 'nbs' / path).stat().st_size) > 300_000
+        ],
+        'thin out the saved outputs',
+    )
+    none(
+        [
+            f'{path}: {n} lines: {cell.source[:60]!r}'
+            for path, cells in notebooks.items()
+            for cell in cells
+            if cell.exported and (n := len(cell.source.splitlines())) > 45
+        ],
+        'split the exported cell',
+    )
+
 
 def test_title_cells(notebooks):
     "The docs turn the cell of the title into the page's header and drop everything else in it."
     titles = {path: next(cell.source for cell in cells if not cell.code) for path, cells in notebooks.items()}
-    none([path for path, title in titles.items() if not re.fullmatch(r'# [^\n]+\n\n> [^\n]+', title.strip())],
-         'the first Markdown cell must be "# Title", an empty line, "> promise", and nothing else')
+    none(
+        [path for path, title in titles.items() if not re.fullmatch(r'# [^\n]+\n\n> [^\n]+', title.strip())],
+        'the first Markdown cell must be "# Title", an empty line, "> promise", and nothing else',
+    )
+
 
 def test_no_star_imports(notebooks):
-    stars = [path for path, cells in notebooks.items() for cell in cells if cell.exported for node in ast.walk(cell.tree)
-             if isinstance(node, ast.ImportFrom) and node.names[0].name == '*']
+    stars = [
+        path
+        for path, cells in notebooks.items()
+        for cell in cells
+        if cell.exported
+        for node in ast.walk(cell.tree)
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == '*'
+    ]
     none(stars, 'exports a star import')
+
 
 def test_imports_have_cells_of_their_own(notebooks, modules):
     "The docs run every cell with an import, so other code beside it would run too."
@@ -55,8 +104,10 @@ def test_imports_have_cells_of_their_own(notebooks, modules):
         for cell in notebooks[path]:
             top = [isinstance(node, imports) for node in cell.tree.body]
             inside = not cell.exported and any(isinstance(node, imports) for node in ast.walk(cell.tree))
-            if (any(top) or inside) and not all(top): mixed.append(f'{path}: {cell.source[:60]}')
+            if (any(top) or inside) and not all(top):
+                mixed.append(f'{path}: {cell.source[:60]}')
     none(mixed, 'imports and other code in one cell')
+
 
 def imported(name, tree):
     "Modules of this package that some code imports, at any depth."
@@ -65,21 +116,32 @@ def imported(name, tree):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = package[:len(package) + 1 - node.level] if node.level else []
+            start = package[: len(package) + 1 - node.level] if node.level else []
             base = '.'.join([*start, *filter(None, [node.module])])
             found = [base, *(f'{base}.{alias.name}' for alias in node.names)]
         else:
             continue
-        yield from (full.removeprefix('nested_learning.') for full in found if full.startswith('nested_learning.'))
+        yield from (
+            full.removeprefix('nested_learning.') for full in found if full.startswith('nested_learning.')
+        )
+
 
 def test_imports_run_one_way(modules):
     "A module imports only modules whose notebooks have a lower number; then there is no cycle, and packages follow their decades."
     names = list(modules.values())
-    trees = {name: ast.parse((ROOT/f'nested_learning/{name.replace(".", "/")}.py').read_text(encoding='utf-8')) for name in names}
-    wrong = [f'{name} imports {other}' for i, name in enumerate(names) for other in imported(name, trees[name])
-             if other in names and other not in names[:i]]
+    trees = {
+        name: ast.parse((ROOT / f'nested_learning/{name.replace(".", "/")}.py').read_text(encoding='utf-8'))
+        for name in names
+    }
+    wrong = [
+        f'{name} imports {other}'
+        for i, name in enumerate(names)
+        for other in imported(name, trees[name])
+        if other in names and other not in names[:i]
+    ]
     none(wrong, 'imports must run from higher to lower numbers')
     assert set(imported('dev.docs', trees['dev.docs'])) & set(names) <= {'core', 'measure.metrics'}
+
 
 def test_packages_follow_decades(modules):
     "A decade of notebooks is a package."
@@ -90,19 +152,37 @@ def test_packages_follow_decades(modules):
             decades.setdefault(int(path[:2]) // 10, set()).add(package)
     none([f'{decade}0s: {found}' for decade, found in decades.items() if len(found) > 1 and decade != 9])
 
+
 def asserts(tree):
-    return any(isinstance(node, ast.Assert) or isinstance(node, ast.Call) and getattr(node.func, 'id', '').startswith('test_') for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.Assert)
+        or isinstance(node, ast.Call)
+        and getattr(node.func, 'id', '').startswith('test_')
+        for node in ast.walk(tree)
+    )
+
 
 def test_every_export_has_an_example(notebooks, modules):
     "Each exported function and class is used in a cell of its notebook that asserts something."
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     untested = []
     for path in modules:
-        public = [node.name for cell in notebooks[path] if cell.exported for node in cell.tree.body if isinstance(node, defined) and node.name[0] != '_']
-        shown = {getattr(node, 'id', None) or getattr(node, 'attr', None) for cell in notebooks[path] if not cell.exported and asserts(cell.tree)
-                 for node in ast.walk(cell.tree)}
+        public = [
+            node.name
+            for cell in notebooks[path]
+            if cell.exported
+            for node in cell.tree.body
+            if isinstance(node, defined) and node.name[0] != '_'
+        ]
+        shown = {
+            getattr(node, 'id', None) or getattr(node, 'attr', None)
+            for cell in notebooks[path]
+            if not cell.exported and asserts(cell.tree)
+            for node in ast.walk(cell.tree)
+        }
         untested += [f'{path}: {name}' for name in public if name not in shown]
     none(untested, 'used in no cell that asserts')
+
 
 def test_parameters(notebooks):
     "Each papermill notebook has one cell of parameters, each on a line with its type, its default and a comment."
@@ -113,23 +193,58 @@ def test_parameters(notebooks):
         assert len(tagged) == 1, f'{path}: {len(tagged)} cells are tagged parameters'
         for node in tagged[0].tree.body:
             line = tagged[0].source.splitlines()[node.lineno - 1]
-            assert isinstance(node, ast.AnnAssign) and node.value is not None and node.lineno == node.end_lineno, f'{path}: {line!r} must read name: type = default'
-            assert line.encode()[node.end_col_offset:].strip().startswith(b'#'), f'{path}: {line!r} lacks its comment'
+            assert (
+                isinstance(node, ast.AnnAssign) and node.value is not None and node.lineno == node.end_lineno
+            ), f'{path}: {line!r} must read name: type = default'
+            assert line.encode()[node.end_col_offset :].strip().startswith(b'#'), (
+                f'{path}: {line!r} lacks its comment'
+            )
+
 
 def test_configurations():
     "Each configuration loads as it is, and keeps what its name says."
-    loaded = {path.stem: load_config(path) for path in (ROOT/'nbs/runs/configs').glob('*.yaml')}
+    loaded = {path.stem: load_config(path) for path in (ROOT / 'nbs/runs/configs').glob('*.yaml')}
     assert {'digits', 'cifar100', 'original'} <= set(loaded)
     digits, cifar, original = (loaded[name] for name in ('digits', 'cifar100', 'original'))
-    assert (digits.data.num_tasks, digits.data.image_size, digits.model.periods, digits.continual_learning.memory_size) == (5, (16, 16), (1, 5, 20), 50)
-    assert (cifar.data.dataset_name, cifar.data.num_tasks, cifar.data.classes_per_task, cifar.data.batch_size) == ('CIFAR100', 10, 10, 10)
-    assert (original.data.batch_size, original.training.optimizer, original.evaluation.save_best_model) == (128, 'NestedOptimizer', True)
+    assert (
+        digits.data.num_tasks,
+        digits.data.image_size,
+        digits.model.periods,
+        digits.continual_learning.memory_size,
+    ) == (5, (16, 16), (1, 5, 20), 50)
+    assert (
+        cifar.data.dataset_name,
+        cifar.data.num_tasks,
+        cifar.data.classes_per_task,
+        cifar.data.batch_size,
+    ) == ('CIFAR100', 10, 10, 10)
+    assert (original.data.batch_size, original.training.optimizer, original.evaluation.save_best_model) == (
+        128,
+        'NestedOptimizer',
+        True,
+    )
+
 
 def test_parameters_list_every_key(notebooks):
     cell = next(cell for cell in notebooks['runs/one_run.ipynb'] if 'parameters' in cell.tags)
-    assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], 'copy nested_learning.config.load.parameters_cell() into nbs/runs/one_run.ipynb'
+    assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], (
+        'copy nested_learning.config.load.parameters_cell() into nbs/runs/one_run.ipynb'
+    )
+
 
 def test_no_path_of_a_machine(files):
-    path = re.compile(r'(?<![\w.~$}])/(?:home|root|Users|work|tmp|opt|mnt|srv|var/folders)/\w|[A-Z]:\\\\?Users')
-    text = {name: (ROOT/name).read_text(encoding='utf-8') for name in files if name.suffix != '.png' and not (ROOT/name).is_symlink()}
-    none([f'{name}: {content[max(0, found.start() - 30):found.end() + 30]!r}' for name, content in text.items() if (found := path.search(content))])
+    path = re.compile(
+        r'(?<![\w.~$}])/(?:home|root|Users|work|tmp|opt|mnt|srv|var/folders)/\w|[A-Z]:\\\\?Users'
+    )
+    text = {
+        name: (ROOT / name).read_text(encoding='utf-8')
+        for name in files
+        if name.suffix != '.png' and not (ROOT / name).is_symlink()
+    }
+    none(
+        [
+            f'{name}: {content[max(0, found.start() - 30) : found.end() + 30]!r}'
+            for name, content in text.items()
+            if (found := path.search(content))
+        ]
+    )

@@ -1,4 +1,5 @@
 """A killed run goes on as if nothing had happened: one kill of each kind here, all thirty by `python tests/kills.py`."""
+
 import os
 import subprocess
 import sys
@@ -6,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-KILLS = Path(__file__).parent/'kills.py'
+KILLS = Path(__file__).parent / 'kills.py'
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(KILLS.parent.parent))
 
 
 @pytest.mark.parametrize('method', ['nested_consolidated', pytest.param('der_pp', marks=pytest.mark.slow)])
 def test_kill_and_resume(method):
-    done = subprocess.run([sys.executable, KILLS, '--each', '1', '--methods', method], capture_output=True, text=True, env=ENV)
+    done = subprocess.run(
+        [sys.executable, KILLS, '--each', '1', '--methods', method], capture_output=True, text=True, env=ENV
+    )
     assert done.returncode == 0 and 'all the same' in done.stdout, done.stdout + done.stderr
     assert done.stdout.count('killed, resumed to the same') == 6
 
@@ -20,4 +23,6 @@ def test_kill_and_resume(method):
 @pytest.mark.slow
 def test_all_kills():
     done = subprocess.run([sys.executable, KILLS], capture_output=True, text=True, env=ENV)
-    assert done.returncode == 0 and done.stdout.count('killed, resumed to the same') == 60, done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.count('killed, resumed to the same') == 60, (
+        done.stdout + done.stderr
+    )

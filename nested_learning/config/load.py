@@ -6,78 +6,108 @@
 __all__ = ['PRESETS', 'SECTIONS', 'KEYS', 'TEACHERS', 'ConfigError', 'Config', 'load_config', 'parameters_cell']
 
 # %% ../../nbs/03_load.ipynb #8e9a2719
-import difflib, hashlib, json
+import difflib
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from nested_learning.config.schema import (
+    ALLOWED,
+    OPTIONS,
+    RATIOS,
+    REALISM,
+    REPLAYING,
+    Averages,
+    ContinualLearning,
+    Data,
+    DatasetOptions,
+    Evaluation,
+    Knob,
+    Model,
+    NetworkOptions,
+    RunSection,
+    Section,
+    StreamOptions,
+    Training,
+)
 from ..core import write_text
-from .schema import (
-    ALLOWED, OPTIONS, RATIOS, REALISM, REPLAYING, Averages, ContinualLearning, Data, DatasetOptions, Evaluation, Knob, Model, NetworkOptions,
-    RunSection, Section, StreamOptions, Training)
 
 # %% ../../nbs/03_load.ipynb #cf54a1f7
 class ConfigError(ValueError):
     "Say what is wrong in a configuration, one line for each key."
+
     def _render_traceback_(self):  # IPython asks for this
         return [f'ConfigError: {self}']
 
 # %% ../../nbs/03_load.ipynb #dd33fd65
-PRESETS = yaml.safe_load('''
+PRESETS = yaml.safe_load("""
 nested:              {base: fine_tune, means: {use_nested_learning: true}}
 nested_er:           {base: er,        means: {use_nested_learning: true}}
 consolidated:        {base: er,        means: {use_nested_learning: false}, usual: {consolidation: {windows: [0.1]}}}
 nested_consolidated: {base: er,        means: {use_nested_learning: true},  usual: {consolidation: {windows: [0.1]}}}
 iid:                 {base: fine_tune, means: {strategy: iid},                       usual: {use_nested_learning: false}}
 joint:               {base: gdumb,     means: {strategy: iid, memory_size: 1000000}, usual: {use_nested_learning: false, method_options: {epochs: 10}}}
-''')
+""")
 
 # %% ../../nbs/03_load.ipynb #870fef55
 class Config(Section):
     "Describe one run completely."
+
     model: Model = Model()
     data: Data = Data()
     training: Training = Training()
     continual_learning: ContinualLearning = ContinualLearning()
     evaluation: Evaluation = Evaluation()
     run: RunSection = RunSection()
+
     @property
-    def base_method(self)->str:  # the method behind a preset's name
+    def base_method(self) -> str:  # the method behind a preset's name
         "Name the rule of the loss."
         method = self.continual_learning.method
         return PRESETS[method]['base'] if method in PRESETS else method
 
     @property
-    def schedule(self)->str:  # the strategy by the stream's name for it
+    def schedule(self) -> str:  # the strategy by the stream's name for it
         "Name the schedule of the stream."
-        return 'blurry' if self.continual_learning.strategy == 'realistic_streaming' else self.continual_learning.strategy
+        return (
+            'blurry'
+            if self.continual_learning.strategy == 'realistic_streaming'
+            else self.continual_learning.strategy
+        )
 
     @property
-    def hash(self)->str:  # 16 hexadecimal digits
+    def hash(self) -> str:  # 16 hexadecimal digits
         "Hash everything but the place of the run and its checkpoints."
         d = self.model_dump(mode='json')
-        for key in ('run_dir', 'checkpoint_every', 'keep_checkpoints'): d['run'].pop(key)
+        for key in ('run_dir', 'checkpoint_every', 'keep_checkpoints'):
+            d['run'].pop(key)
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
 
     def at(
         self,
-        step:int,  # [steps] done
-    )->'Config':   # without knobs
+        step: int,  # [steps] done
+    ) -> 'Config':  # without knobs
         "Give the configuration in force once the knobs up to a step are turned."
         sections = self.model_dump(mode='json')
         for knob in sections['run'].pop('knobs'):
-            if knob['step'] <= step: sections[KEYS[knob['name']]][knob['name']] = knob['value']
+            if knob['step'] <= step:
+                sections[KEYS[knob['name']]][knob['name']] = knob['value']
         return load_config(**sections)
 
     def to_yaml(
         self,
         path=None,  # file to write, atomically; None writes none
-    )->str:         # the text
+    ) -> str:  # the text
         "Write the configuration in full; `load_config` reads it back equal."
-        text = yaml.safe_dump(self.model_dump(mode='json'), sort_keys=False, default_flow_style=None, width=140)
-        if path is not None: write_text(path, text)
+        text = yaml.safe_dump(
+            self.model_dump(mode='json'), sort_keys=False, default_flow_style=None, width=140
+        )
+        if path is not None:
+            write_text(path, text)
         return text
 
 # %% ../../nbs/03_load.ipynb #7ffc9c74
@@ -85,58 +115,81 @@ SECTIONS = {name: field.annotation for name, field in Config.model_fields.items(
 KEYS = {key: section for section, cls in SECTIONS.items() for key in cls.model_fields}
 
 # %% ../../nbs/03_load.ipynb #fc6f74c3
-TEACHERS = dict(mkd=Averages(windows=(100,)), cls_er=Averages(windows=(1000, 1000), periods=(3, 10)))  # averages of methods that learn from them
+TEACHERS = dict(
+    mkd=Averages(windows=(100,)), cls_er=Averages(windows=(1000, 1000), periods=(3, 10))
+)  # averages of methods that learn from them
+
 
 def _derive(
-    c:Config,  # as asked, each value valid by itself
-)->dict:       # section -> derived values of keys that were left null
+    c: Config,  # as asked, each value valid by itself
+) -> dict:  # section -> derived values of keys that were left null
     "Fill in what follows from other keys."
     m, t, e, cl = c.model, c.training, c.evaluation, c.continual_learning
     realism = cl.realism or ('easy' if cl.strategy in ('split', 'table', 'iid') else 'moderate')
-    ratios = ((name, usual if name in ALLOWED[c.schedule] else 0.) for name, usual in zip(RATIOS, REALISM[realism]))
+    ratios = (
+        (name, usual if name in ALLOWED[c.schedule] else 0.0) for name, usual in zip(RATIOS, REALISM[realism])
+    )
     waits = e.eval_every > 0 or e.save_best_model
     optimizer = t.optimizer or ('NestedOptimizer' if m.use_nested_learning else t.inner)
     averages = cl.consolidation or TEACHERS.get(cl.method)
     return dict(
         model=_derive_model(m, optimizer == 'NestedOptimizer'),
-        data=dict(holdout=c.data.holdout if c.data.holdout is not None else 0.1*waits,
-                  augment=c.data.augment or ('crop' if c.data.dataset_name == 'digits' else 'crop_flip')),
+        data=dict(
+            holdout=c.data.holdout if c.data.holdout is not None else 0.1 * waits,
+            augment=c.data.augment or ('crop' if c.data.dataset_name == 'digits' else 'crop_flip'),
+        ),
         training=dict(optimizer=optimizer),
-        continual_learning=dict(realism=realism, method=cl.method or ('er' if cl.memory_size else 'fine_tune'),
-                                memory_policy=cl.memory_policy or ('greedy' if c.base_method == 'gdumb' else 'reservoir'),
-                                consolidation=averages and _fill(averages, periods=(1,)*len(averages.windows)),
-                                **{k: v if getattr(cl, k) is None else getattr(cl, k) for k, v in ratios}),
-        run=dict(stream_seed=c.run.seed if c.run.stream_seed is None else c.run.stream_seed))
+        continual_learning=dict(
+            realism=realism,
+            method=cl.method or ('er' if cl.memory_size else 'fine_tune'),
+            memory_policy=cl.memory_policy or ('greedy' if c.base_method == 'gdumb' else 'reservoir'),
+            consolidation=averages and _fill(averages, periods=(1,) * len(averages.windows)),
+            **{k: v if getattr(cl, k) is None else getattr(cl, k) for k, v in ratios},
+        ),
+        run=dict(stream_seed=c.run.seed if c.run.stream_seed is None else c.run.stream_seed),
+    )
 
-def _fill(section:Section, **values)->Section:
+
+def _fill(section: Section, **values) -> Section:
     "Set keys that were left null."
     return section.model_copy(update={k: v for k, v in values.items() if getattr(section, k) is None})
 
-def _derive_model(m:Model, nested:bool)->dict:
+
+def _derive_model(m: Model, nested: bool) -> dict:
     "Fill in what follows from the kind of network."
     periods = m.periods or tuple(10**k for k in range(m.num_cms_levels))
     cnn, waits = m.network == 'nested_cnn', nested and max(*periods, m.head_period) > 1
     options = dict(levels='blocks' if cnn else 'depth') if m.use_nested_learning else {}
-    if m.network != 'mlp': options['norm'] = 'group_ws' if waits else 'batch'
-    return dict(periods=periods, network_options=_fill(m.network_options, **options),
-                base_channels=m.base_channels or {'nested_cnn': 64, 'slim_resnet18': 20, 'mlp': 256}[m.network])
+    if m.network != 'mlp':
+        options['norm'] = 'group_ws' if waits else 'batch'
+    return dict(
+        periods=periods,
+        network_options=_fill(m.network_options, **options),
+        base_channels=m.base_channels or {'nested_cnn': 64, 'slim_resnet18': 20, 'mlp': 256}[m.network],
+    )
 
 # %% ../../nbs/03_load.ipynb #e8e52e55
 def _contradictions(
-    c:Config,  # derived
-):             # lines, one for each contradiction
+    c: Config,  # derived
+):  # lines, one for each contradiction
     "List what cannot be meant."
     m, t = c.model, c.training
     for key, values in (('model.periods', m.periods), ('training.level_lr', t.level_lr)):
         if values is not None and len(values) != m.num_cms_levels:
             yield f'{key} = {list(values)}: has {len(values)} entries, but model.num_cms_levels = {m.num_cms_levels}; give one for each level'
-    if list(m.periods) != sorted(m.periods): yield f'model.periods = {list(m.periods)}: must not fall; the fastest level comes first'
+    if list(m.periods) != sorted(m.periods):
+        yield f'model.periods = {list(m.periods)}: must not fall; the fastest level comes first'
     if t.optimizer == 'NestedOptimizer' and not m.use_nested_learning:
         yield 'training.optimizer = NestedOptimizer: a plain network (model.use_nested_learning = false) has no levels; leave out one of the two'
     if t.optimizer != 'NestedOptimizer' and t.level_lr is not None:
         yield f'training.level_lr = {list(t.level_lr)}: a flat optimizer ({t.optimizer}) has one learning rate; use learning_rate'
-    if t.amp_dtype and not t.use_amp: yield f'training.amp_dtype = {t.amp_dtype}: has no effect with training.use_amp = false; set use_amp: true'
-    if m.network_options.norm == 'batch' and t.optimizer == 'NestedOptimizer' and max(*m.periods, m.head_period) > 1:
+    if t.amp_dtype and not t.use_amp:
+        yield f'training.amp_dtype = {t.amp_dtype}: has no effect with training.use_amp = false; set use_amp: true'
+    if (
+        m.network_options.norm == 'batch'
+        and t.optimizer == 'NestedOptimizer'
+        and max(*m.periods, m.head_period) > 1
+    ):
         yield "model.network_options.norm = 'batch': its statistics would move in levels that wait; use 'group' or 'group_ws', or periods of 1"
     yield from _network_contradictions(m)
     yield from _memory_contradictions(c)
@@ -145,26 +198,36 @@ def _contradictions(
 
 # %% ../../nbs/03_load.ipynb #b85d0055
 def _network_contradictions(
-    m:Model,  # derived
-):            # lines, one for each contradiction
+    m: Model,  # derived
+):  # lines, one for each contradiction
     "List keys that this network does not know."
     o, cnn = m.network_options, m.network == 'nested_cnn' and m.use_nested_learning
     blocks = cnn and o.levels == 'blocks'
-    known = dict(order=cnn and m.aggregate == 'sequential', reset=blocks, levels=m.use_nested_learning, norm=m.network != 'mlp')
+    known = dict(
+        order=cnn and m.aggregate == 'sequential',
+        reset=blocks,
+        levels=m.use_nested_learning,
+        norm=m.network != 'mlp',
+    )
     for key, fits in known.items():
         if getattr(o, key) is not None and not fits:
-            yield (f'model.network_options.{key} = {getattr(o, key)}: has no meaning for network = {m.network}, use_nested_learning = {_show(m.use_nested_learning)}, '
-                   f'aggregate = {m.aggregate}, levels = {o.levels}; leave it out')
-    if o.levels == 'blocks' and not cnn: yield f"model.network_options.levels = blocks: {m.network} has no blocks of levels; use 'depth', 'reversed' or 'random'"
-    if m.aggregate == 'independent' and not cnn: yield f'model.aggregate = independent: only nested_cnn with use_nested_learning = true has blocks of levels; leave it out'
-    if m.gradient_checkpointing and m.network == 'mlp': yield 'model.gradient_checkpointing = true: has no effect on mlp; leave it out'
+            yield (
+                f'model.network_options.{key} = {getattr(o, key)}: has no meaning for network = {m.network}, use_nested_learning = {_show(m.use_nested_learning)}, '
+                f'aggregate = {m.aggregate}, levels = {o.levels}; leave it out'
+            )
+    if o.levels == 'blocks' and not cnn:
+        yield f"model.network_options.levels = blocks: {m.network} has no blocks of levels; use 'depth', 'reversed' or 'random'"
+    if m.aggregate == 'independent' and not cnn:
+        yield f'model.aggregate = independent: only nested_cnn with use_nested_learning = true has blocks of levels; leave it out'
+    if m.gradient_checkpointing and m.network == 'mlp':
+        yield 'model.gradient_checkpointing = true: has no effect on mlp; leave it out'
     if m.use_nested_learning and not blocks and m.head_period != m.periods[0]:
         yield f'model.head_period = {m.head_period}: with levels = {o.levels} the classifier moves with the fastest level, of period {m.periods[0]}; give that'
 
 # %% ../../nbs/03_load.ipynb #5ce5cd22
 def _memory_contradictions(
-    c:Config,  # derived
-):             # lines, one for each contradiction
+    c: Config,  # derived
+):  # lines, one for each contradiction
     "List contradictions of memory, averages and read-out."
     cl, replays = c.continual_learning, c.base_method in REPLAYING
     if replays and cl.memory_size == 0:
@@ -172,60 +235,87 @@ def _memory_contradictions(
     if replays and isinstance(cl.memory_size, int) and 0 < cl.memory_size < cl.replay_batch_size:
         yield f'continual_learning.memory_size = {cl.memory_size}: smaller than replay_batch_size = {cl.replay_batch_size}; enlarge the one or lower the other'
     for key, usual in (('memory_policy', 'reservoir'), ('readout', 'classifier')):
-        if getattr(cl, key) != usual and not replays: yield f'continual_learning.{key} = {getattr(cl, key)}: method {cl.method} has no memory; use a method that replays, such as er'
+        if getattr(cl, key) != usual and not replays:
+            yield f'continual_learning.{key} = {getattr(cl, key)}: method {cl.method} has no memory; use a method that replays, such as er'
     a = cl.consolidation
-    if a is None: return
+    if a is None:
+        return
     if len(a.periods) != len(a.windows):
         yield f'continual_learning.consolidation.periods = {list(a.periods)}: needs one entry for each of the windows {list(a.windows)}'
     for key, usual in (('cascaded', False), ('readout', 'last')):
-        if getattr(a, key) != usual and len(a.windows) == 1: yield f'continual_learning.consolidation.{key} = {_show(getattr(a, key))}: has no effect with one window; give more of them'
+        if getattr(a, key) != usual and len(a.windows) == 1:
+            yield f'continual_learning.consolidation.{key} = {_show(getattr(a, key))}: has no effect with one window; give more of them'
     if a.buffers == 'copy' and c.model.network_options.norm != 'batch':
         yield f'continual_learning.consolidation.buffers = copy: has no effect without batch norm (norm = {c.model.network_options.norm}); leave it out'
 
 # %% ../../nbs/03_load.ipynb #a80c3d36
 def _knob_contradictions(
-    c:Config,  # derived
-):             # lines, one for each contradiction
+    c: Config,  # derived
+):  # lines, one for each contradiction
     "List knobs that cannot be turned: the wrong order, nothing to turn, or a configuration that would be refused."
     m, cl, knobs = c.model, c.continual_learning, c.run.knobs
     steps = [knob.step for knob in knobs]
-    if steps != sorted(steps): yield f'run.knobs: steps {steps} must not fall; list them in the order in which they happen'
+    if steps != sorted(steps):
+        yield f'run.knobs: steps {steps} must not fall; list them in the order in which they happen'
     nested, fixed = c.training.optimizer == 'NestedOptimizer', c.schedule not in ('blurry', 'split', 'iid')
     locked = dict.fromkeys(RATIOS, fixed and f'strategy {cl.strategy} is laid out as a whole')
-    locked |= dict.fromkeys(('periods', 'level_lr', 'reduction'), not nested and f'{c.training.optimizer} has no levels')
-    locked |= dict(consolidation=cl.consolidation is None and 'this run keeps no averages', replay_batch_size=c.base_method not in REPLAYING and 'this run replays nothing')
-    idle = [f'run.knobs[{i}].name = {knob.name}: {locked[knob.name]}; leave this knob out' for i, knob in enumerate(knobs) if locked.get(knob.name)]
+    locked |= dict.fromkeys(
+        ('periods', 'level_lr', 'reduction'), not nested and f'{c.training.optimizer} has no levels'
+    )
+    locked |= dict(
+        consolidation=cl.consolidation is None and 'this run keeps no averages',
+        replay_batch_size=c.base_method not in REPLAYING and 'this run replays nothing',
+    )
+    idle = [
+        f'run.knobs[{i}].name = {knob.name}: {locked[knob.name]}; leave this knob out'
+        for i, knob in enumerate(knobs)
+        if locked.get(knob.name)
+    ]
     yield from idle
     for step in dict.fromkeys(steps) if not idle else ():
-        try: then = c.at(step)
+        try:
+            then = c.at(step)
         except ConfigError as e:
             yield f'run.knobs: after step {step}: {e}'
             return
         now = then.continual_learning.consolidation
-        if now and _fixed(now) != _fixed(cl.consolidation): yield f'run.knobs: consolidation after step {step}: only the windows can change in mid-run, not their number or the rest'
+        if now and _fixed(now) != _fixed(cl.consolidation):
+            yield f'run.knobs: consolidation after step {step}: only the windows can change in mid-run, not their number or the rest'
 
-def _fixed(a:Averages)->dict: return {**a.model_dump(), 'windows': len(a.windows)}
+
+def _fixed(a: Averages) -> dict:
+    return {**a.model_dump(), 'windows': len(a.windows)}
 
 # %% ../../nbs/03_load.ipynb #10433d75
 def _stream_contradictions(
-    c:Config,  # derived
-):             # lines, one for each contradiction
+    c: Config,  # derived
+):  # lines, one for each contradiction
     "List contradictions of stream and evaluation."
     d, e, cl = c.data, c.evaluation, c.continual_learning
     ratios = {k: getattr(cl, k) for k in RATIOS}
     said = ', '.join(f'{k} = {v}' for k, v in ratios.items())
-    if sum(ratios.values()) >= 1: yield f'continual_learning: {said}: must sum to less than 1, so that something of the task itself is left'
+    if sum(ratios.values()) >= 1:
+        yield f'continual_learning: {said}: must sum to less than 1, so that something of the task itself is left'
     for k, v in ratios.items():
-        if v and k not in ALLOWED[c.schedule]: yield f'continual_learning.{k} = {v}: strategy {cl.strategy} has none; set it to 0, or use realistic_streaming'
+        if v and k not in ALLOWED[c.schedule]:
+            yield f'continual_learning.{k} = {v}: strategy {cl.strategy} has none; set it to 0, or use realistic_streaming'
     for k in StreamOptions.model_fields:
-        if k != OPTIONS.get(c.schedule) and getattr(cl.stream_options, k) is not None: yield f'continual_learning.stream_options.{k}: strategy {cl.strategy} does not know it; leave it out'
-    if cl.strategy == 'table' and cl.stream_options.path is None: yield 'continual_learning.strategy = table: needs stream_options.path, a parquet, CSV or JSON file'
+        if k != OPTIONS.get(c.schedule) and getattr(cl.stream_options, k) is not None:
+            yield f'continual_learning.stream_options.{k}: strategy {cl.strategy} does not know it; leave it out'
+    if cl.strategy == 'table' and cl.stream_options.path is None:
+        yield 'continual_learning.strategy = table: needs stream_options.path, a parquet, CSV or JSON file'
     if cl.ood_policy != 'label_noise' and not cl.ood_ratio and cl.strategy != 'table':
         yield f'continual_learning.ood_policy = {cl.ood_policy}: has no effect with ood_ratio = 0; set a ratio above 0'
-    if d.dataset_name == 'ImageFolder' and d.data_dir is None: yield 'data.data_dir = null: ImageFolder needs the folder that holds one folder for each class'
+    if d.dataset_name == 'ImageFolder' and d.data_dir is None:
+        yield 'data.data_dir = null: ImageFolder needs the folder that holds one folder for each class'
     if d.class_order is not None and len(set(d.class_order)) != len(d.class_order):
         yield f'data.class_order = {list(d.class_order)}: names a class twice'
-    if not e.evaluate_old_tasks and {'forgetting', 'old_task_accuracy', 'backward_transfer', 'first_minus_last'} & set(e.metrics):
+    if not e.evaluate_old_tasks and {
+        'forgetting',
+        'old_task_accuracy',
+        'backward_transfer',
+        'first_minus_last',
+    } & set(e.metrics):
         yield f'evaluation.metrics = {list(e.metrics)}: needs evaluate_old_tasks = true; without it use [accuracy]'
     if (e.eval_every or e.save_best_model) and d.holdout == 0:
         yield 'data.holdout = 0: eval_every and save_best_model look at held-out images; give a share such as 0.1, or leave it out'
@@ -234,9 +324,9 @@ def _stream_contradictions(
 
 # %% ../../nbs/03_load.ipynb #be7f10c9
 def _apply_preset(
-    given:dict,  # section -> values of the file and of the overrides
-    firm:dict,   # those of the layer that names the method, and of stronger ones
-)->dict:         # `given` with the preset's lines
+    given: dict,  # section -> values of the file and of the overrides
+    firm: dict,  # those of the layer that names the method, and of stronger ones
+) -> dict:  # `given` with the preset's lines
     "Put a preset's lines among the explicit keys."
     name = given['continual_learning'].get('method')
     preset, merged = PRESETS.get(name, {}), {k: dict(v) for k, v in given.items()}
@@ -244,75 +334,117 @@ def _apply_preset(
         section, means = KEYS[key], key in preset.get('means', {})
         explicit = firm[section].get(key, value) if means else merged[section].get(key, value)
         if explicit is None or means and explicit != value:
-            raise ConfigError(f'{section}.{key} = {_show(explicit)}: contradicts method {name}, which means {key} = {_show(value)}; leave out one of the two')
+            raise ConfigError(
+                f'{section}.{key} = {_show(explicit)}: contradicts method {name}, which means {key} = {_show(value)}; leave out one of the two'
+            )
         merged[section][key] = explicit
     return merged
 
-def _show(value)->str:
-    return json.dumps(value) if value is None or isinstance(value, (bool, int, float, list, dict)) else repr(value)
+
+def _show(value) -> str:
+    return (
+        json.dumps(value)
+        if value is None or isinstance(value, (bool, int, float, list, dict))
+        else repr(value)
+    )
 
 # %% ../../nbs/03_load.ipynb #b6cd41e3
 def _read(
-    path,   # YAML file
-)->dict:    # section -> values, as written
+    path,  # YAML file
+) -> dict:  # section -> values, as written
     "Read a configuration file; only plain values, no code (`yaml.safe_load`)."
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f'config = {str(path)!r}: no such file; give the path of a YAML file')
-    try: d = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f'config = {str(path)!r}: is not YAML: {" ".join(str(e).split())}') from None
-    if not isinstance(d, dict): raise ConfigError(f'config = {str(path)!r}: must hold sections ({", ".join(SECTIONS)}), got {type(d).__name__}')
+    if not path.is_file():
+        raise ConfigError(f'config = {str(path)!r}: no such file; give the path of a YAML file')
+    try:
+        d = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f'config = {str(path)!r}: is not YAML: {" ".join(str(e).split())}') from None
+    if not isinstance(d, dict):
+        raise ConfigError(
+            f'config = {str(path)!r}: must hold sections ({", ".join(SECTIONS)}), got {type(d).__name__}'
+        )
     return d
 
 # %% ../../nbs/03_load.ipynb #2cac7ec4
-def _unknown(name:str, value, allowed)->str:
+def _unknown(name: str, value, allowed) -> str:
     near = difflib.get_close_matches(name, allowed, 1)
     hint = f'did you mean {near[0]}?' if near else f'allowed: {", ".join(allowed)}'
     return f'{name} = {_show(value)}: unknown key; {hint}'
 
+
 def _collect(
-    values:dict,  # flat keys and sections, mixed
-)->dict:          # section -> values
+    values: dict,  # flat keys and sections, mixed
+) -> dict:  # section -> values
     "Sort flat keys and sections into sections."
     given, wrong = {s: {} for s in SECTIONS}, []
     for name, value in values.items():
         if name in SECTIONS:
-            if isinstance(value, dict): given[name].update(value)
-            elif value is not None: wrong.append(f'{name} = {_show(value)}: is a section and must hold keys, such as {name}: {{{next(iter(SECTIONS[name].model_fields))}: ...}}')
+            if isinstance(value, dict):
+                given[name].update(value)
+            elif value is not None:
+                wrong.append(
+                    f'{name} = {_show(value)}: is a section and must hold keys, such as {name}: {{{next(iter(SECTIONS[name].model_fields))}: ...}}'
+                )
         elif name in KEYS:
             given[KEYS[name]][name] = value
-        else: wrong.append(_unknown(name, value, [*KEYS, *SECTIONS]))
-    if wrong: raise ConfigError('\n'.join(wrong))
+        else:
+            wrong.append(_unknown(name, value, [*KEYS, *SECTIONS]))
+    if wrong:
+        raise ConfigError('\n'.join(wrong))
     return given
 
 # %% ../../nbs/03_load.ipynb #d4400cd4
-def _plain_type(annotation)->str:
-    if get_origin(annotation) is Annotated: return _plain_type(get_args(annotation)[0])
-    if get_origin(annotation) is Union: return ' or '.join(_plain_type(a) for a in get_args(annotation) if a is not type(None))
-    if get_origin(annotation) is Literal: return 'str'
-    if get_origin(annotation) is tuple: return 'list'
-    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)): return 'dict'
+def _plain_type(annotation) -> str:
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) is Union:
+        return ' or '.join(_plain_type(a) for a in get_args(annotation) if a is not type(None))
+    if get_origin(annotation) is Literal:
+        return 'str'
+    if get_origin(annotation) is tuple:
+        return 'list'
+    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return 'dict'
     return annotation.__name__
 
+
 def _parse(
-    name:str,  # key or section
-    value,     # as given
-):             # as meant
+    name: str,  # key or section
+    value,  # as given
+):  # as meant
     "Read an override that came as text, unless its key is text."
-    if not isinstance(value, str) or name not in KEYS or _plain_type(SECTIONS[KEYS[name]].model_fields[name].annotation) == 'str': return value
-    try: return yaml.safe_load(value)
-    except yaml.YAMLError: return value  # the check says what is allowed
+    if (
+        not isinstance(value, str)
+        or name not in KEYS
+        or _plain_type(SECTIONS[KEYS[name]].model_fields[name].annotation) == 'str'
+    ):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value  # the check says what is allowed
 
 # %% ../../nbs/03_load.ipynb #65482818
 def _line(
-    error:dict,  # one of pydantic's
-)->str:          # key, value, what is allowed
+    error: dict,  # one of pydantic's
+) -> str:  # key, value, what is allowed
     "Put one of pydantic's findings into words."
     section, *rest = [str(part) for part in error['loc']]
     if error['type'] == 'extra_forbidden' and rest:
-        nested = {'network_options': NetworkOptions, 'consolidation': Averages, 'stream_options': StreamOptions, 'dataset_options': DatasetOptions, 'knobs': Knob}
+        nested = {
+            'network_options': NetworkOptions,
+            'consolidation': Averages,
+            'stream_options': StreamOptions,
+            'dataset_options': DatasetOptions,
+            'knobs': Knob,
+        }
         cls = nested.get(rest[0], SECTIONS.get(section))
-        return f'{".".join([section, *rest[:-1]])}.{_unknown(rest[-1], error["input"], list(cls.model_fields))}'
-    if error['type'] == 'extra_forbidden': return _unknown(section, error['input'], list(SECTIONS))
+        return (
+            f'{".".join([section, *rest[:-1]])}.{_unknown(rest[-1], error["input"], list(cls.model_fields))}'
+        )
+    if error['type'] == 'extra_forbidden':
+        return _unknown(section, error['input'], list(SECTIONS))
     field = SECTIONS[section].model_fields.get(rest[0]) if rest else None
     what = error['msg'].replace('Input should', 'must').replace('Value error, ', '')
     about = f' ({field.description})' if field else ''
@@ -320,27 +452,34 @@ def _line(
 
 # %% ../../nbs/03_load.ipynb #400bd703
 def load_config(
-    path=None,    # YAML file; None: defaults
+    path=None,  # YAML file; None: defaults
     **overrides,  # keys (`seed=3`) or sections (`data={'batch_size': 10}`); stronger than the file; None: not given
-)->Config:        # frozen, complete, without contradictions
+) -> Config:  # frozen, complete, without contradictions
     "Read, complete and check a configuration."
     written = _collect(_read(path)) if path is not None else {s: {} for s in SECTIONS}
     over = _collect({k: _parse(k, v) for k, v in overrides.items() if v is not None})
     given = {s: {**written[s], **over[s]} for s in SECTIONS}
-    try: asked = Config(**_apply_preset(given, over if 'method' in over['continual_learning'] else given))
+    try:
+        asked = Config(**_apply_preset(given, over if 'method' in over['continual_learning'] else given))
     except ValidationError as e:
         raise ConfigError('\n'.join(dict.fromkeys(_line(error) for error in e.errors()))) from None
     derived = _derive(asked)
-    config = asked.model_copy(update={s: getattr(asked, s).model_copy(update=values) for s, values in derived.items()})
-    if wrong := list(_contradictions(config)): raise ConfigError('\n'.join(wrong))
+    config = asked.model_copy(
+        update={s: getattr(asked, s).model_copy(update=values) for s, values in derived.items()}
+    )
+    if wrong := list(_contradictions(config)):
+        raise ConfigError('\n'.join(wrong))
     return config
 
 # %% ../../nbs/03_load.ipynb #a28c6e93
-def parameters_cell()->str:  # source of a cell, one key a line
+def parameters_cell() -> str:  # source of a cell, one key a line
     "Write the parameters cell of a notebook that runs any configuration."
     lines = ['config: str = None  # YAML file; every key below overrides it, None leaves it alone']
     lines += [f'{s}: dict = None  # a whole section, from papermill -f file.yaml' for s in SECTIONS]
     for section, cls in SECTIONS.items():
         named = {key: _plain_type(field.annotation) for key, field in cls.model_fields.items()}
-        lines += [f'{key}: {repr(kind) if " " in kind else kind} = None  # {section}: {cls.model_fields[key].description}' for key, kind in named.items()]
+        lines += [
+            f'{key}: {repr(kind) if " " in kind else kind} = None  # {section}: {cls.model_fields[key].description}'
+            for key, kind in named.items()
+        ]
     return '\n'.join(lines)

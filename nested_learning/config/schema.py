@@ -15,8 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 # %% ../../nbs/01_schema.ipynb #82c40ec7
 def _number(value):
-    if isinstance(value, bool): raise ValueError('must be a number')
+    if isinstance(value, bool):
+        raise ValueError('must be a number')
     return value
+
 
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
@@ -25,152 +27,388 @@ Ratio = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[StrictInt, Field(ge=0)]
 AtLeastOne = Annotated[StrictInt, Field(ge=1)]
 
+
 class Section(BaseModel):
     "Hold a group of keys: frozen, and closed to unknown ones."
+
     model_config = ConfigDict(frozen=True, extra='forbid', protected_namespaces=())
 
 # %% ../../nbs/01_schema.ipynb #cc1882f5
 NETWORKS = ('nested_cnn', 'slim_resnet18', 'mlp')
 
+
 class NetworkOptions(Section):
     "Choose details of the network."
-    norm: Optional[Literal['batch', 'group', 'group_ws']] = Field(None, description="'batch', 'group' or 'group_ws' (group norm with weight standardisation); null: batch where every weight moves at each step, else group_ws")
-    order: Optional[Literal['fast_first', 'slow_first']] = Field(None, description='order of the levels in a sequential block; null: fast_first')
-    reset: Optional[Literal['initial', 'learned']] = Field(None, description='state that faster levels go back to when a slower one moves (eq. 72); null: none, they stay as they are')
-    levels: Optional[Literal['blocks', 'depth', 'reversed', 'random']] = Field(None, description="how weights are given to levels: 'blocks' (nested_cnn), 'depth' (fastest nearest to the output), 'reversed' or 'random' (controls); null: blocks for nested_cnn, else depth")
+
+    norm: Optional[Literal['batch', 'group', 'group_ws']] = Field(
+        None,
+        description="'batch', 'group' or 'group_ws' (group norm with weight standardisation); null: batch where every weight moves at each step, else group_ws",
+    )
+    order: Optional[Literal['fast_first', 'slow_first']] = Field(
+        None, description='order of the levels in a sequential block; null: fast_first'
+    )
+    reset: Optional[Literal['initial', 'learned']] = Field(
+        None,
+        description='state that faster levels go back to when a slower one moves (eq. 72); null: none, they stay as they are',
+    )
+    levels: Optional[Literal['blocks', 'depth', 'reversed', 'random']] = Field(
+        None,
+        description="how weights are given to levels: 'blocks' (nested_cnn), 'depth' (fastest nearest to the output), 'reversed' or 'random' (controls); null: blocks for nested_cnn, else depth",
+    )
+
 
 class Model(Section):
     "Describe the network and its levels."
-    network: Literal[NETWORKS] = Field('nested_cnn', description="'nested_cnn' (continuum memory blocks; its conventional twin if use_nested_learning is false), 'slim_resnet18' or 'mlp'")
-    use_nested_learning: StrictBool = Field(True, description='levels with periods of their own; false: a plain network with a flat optimizer')
-    num_cms_levels: Annotated[StrictInt, Field(ge=1, le=8)] = Field(3, description='levels per stage, or of the whole network; an mlp has as many hidden layers')
-    periods: Optional[tuple[AtLeastOne, ...]] = Field(None, description='[steps] period of each level, fastest first; null: 1, 10, 100, ...')
-    head_period: AtLeastOne = Field(1, description="[steps] period of the classifier; the fastest level's unless it differs")
-    base_channels: Optional[Annotated[StrictInt, Field(ge=4)]] = Field(None, description='channels of the first stage (mlp: units of a layer); null: 64 for nested_cnn (32, 64, 128 give about 5, 20, 80 million weights), 20 for slim_resnet18, 256 for mlp')
-    input_channels: Optional[AtLeastOne] = Field(None, description="channels of the images; null: the data set's")
-    num_classes: Optional[AtLeastOne] = Field(None, description="classes of the classifier; null: the data set's")
-    aggregate: Literal['sequential', 'independent'] = Field('sequential', description="how the levels of a block are joined: 'sequential' (eq. 70) or 'independent' (eq. 74)")
-    gradient_checkpointing: StrictBool = Field(False, description='recompute activations in the backward pass: less memory, more time, the same gradients')
-    network_options: NetworkOptions = Field(NetworkOptions(), description='details of the network: {norm, order, reset, levels}')
+
+    network: Literal[NETWORKS] = Field(
+        'nested_cnn',
+        description="'nested_cnn' (continuum memory blocks; its conventional twin if use_nested_learning is false), 'slim_resnet18' or 'mlp'",
+    )
+    use_nested_learning: StrictBool = Field(
+        True, description='levels with periods of their own; false: a plain network with a flat optimizer'
+    )
+    num_cms_levels: Annotated[StrictInt, Field(ge=1, le=8)] = Field(
+        3, description='levels per stage, or of the whole network; an mlp has as many hidden layers'
+    )
+    periods: Optional[tuple[AtLeastOne, ...]] = Field(
+        None, description='[steps] period of each level, fastest first; null: 1, 10, 100, ...'
+    )
+    head_period: AtLeastOne = Field(
+        1, description="[steps] period of the classifier; the fastest level's unless it differs"
+    )
+    base_channels: Optional[Annotated[StrictInt, Field(ge=4)]] = Field(
+        None,
+        description='channels of the first stage (mlp: units of a layer); null: 64 for nested_cnn (32, 64, 128 give about 5, 20, 80 million weights), 20 for slim_resnet18, 256 for mlp',
+    )
+    input_channels: Optional[AtLeastOne] = Field(
+        None, description="channels of the images; null: the data set's"
+    )
+    num_classes: Optional[AtLeastOne] = Field(
+        None, description="classes of the classifier; null: the data set's"
+    )
+    aggregate: Literal['sequential', 'independent'] = Field(
+        'sequential',
+        description="how the levels of a block are joined: 'sequential' (eq. 70) or 'independent' (eq. 74)",
+    )
+    gradient_checkpointing: StrictBool = Field(
+        False,
+        description='recompute activations in the backward pass: less memory, more time, the same gradients',
+    )
+    network_options: NetworkOptions = Field(
+        NetworkOptions(), description='details of the network: {norm, order, reset, levels}'
+    )
 
 # %% ../../nbs/01_schema.ipynb #7b784cb5
 class DatasetOptions(Section):
     "Choose how image files are read."
-    in_memory: Optional[StrictBool] = Field(None, description='hold all images in memory; null: when they fit')
-    max_bad: Optional[Ratio] = Field(None, description='largest share of unreadable images that are skipped; null: 0.01')
+
+    in_memory: Optional[StrictBool] = Field(
+        None, description='hold all images in memory; null: when they fit'
+    )
+    max_bad: Optional[Ratio] = Field(
+        None, description='largest share of unreadable images that are skipped; null: 0.01'
+    )
+
 
 class Data(Section):
     "Describe images, tasks and batches."
-    dataset_name: Literal['digits', 'FashionMNIST', 'CIFAR10', 'CIFAR100', 'ImageFolder'] = Field('digits', description="'digits' (embedded), 'FashionMNIST', 'CIFAR10', 'CIFAR100' (downloaded) or 'ImageFolder' (a tree of class folders in data_dir)")
+
+    dataset_name: Literal['digits', 'FashionMNIST', 'CIFAR10', 'CIFAR100', 'ImageFolder'] = Field(
+        'digits',
+        description="'digits' (embedded), 'FashionMNIST', 'CIFAR10', 'CIFAR100' (downloaded) or 'ImageFolder' (a tree of class folders in data_dir)",
+    )
     data_dir: Optional[StrictStr] = Field(None, description='folder of the data set; null: ./data/<name>')
     batch_size: AtLeastOne = Field(10, description='images of the stream per batch')
-    num_workers: Optional[Count] = Field(None, description='threads that decode image files; null: one per core, 8 at most. Data sets held in memory need none')
+    num_workers: Optional[Count] = Field(
+        None,
+        description='threads that decode image files; null: one per core, 8 at most. Data sets held in memory need none',
+    )
     pin_memory: StrictBool = Field(False, description='page-locked batches, for faster copies to a GPU')
-    prefetch_factor: AtLeastOne = Field(2, description='batches decoded ahead; data sets held in memory need none')
+    prefetch_factor: AtLeastOne = Field(
+        2, description='batches decoded ahead; data sets held in memory need none'
+    )
     num_tasks: AtLeastOne = Field(5, description='tasks of the stream')
-    classes_per_task: Optional[AtLeastOne] = Field(None, description='classes of a task; null: all classes divided by num_tasks')
-    image_size: Optional[tuple[AtLeastOne, AtLeastOne]] = Field(None, description="[height, width] of the images; null: the data set's")
-    class_order: Optional[tuple[Count, ...]] = Field(None, description='classes in the order in which they come; null: shuffled by stream_seed')
-    holdout: Optional[Ratio] = Field(None, description='share of the training images held out for evaluation inside a task; null: 0.1 if eval_every or save_best_model asks for it, else 0')
-    dataset_options: DatasetOptions = Field(DatasetOptions(), description='how image files are read: {in_memory, max_bad}')
-    augment: Optional[Literal['none', 'crop', 'crop_flip']] = Field(None, description="'none', 'crop' or 'crop_flip'; null: crop for digits, else crop_flip")
+    classes_per_task: Optional[AtLeastOne] = Field(
+        None, description='classes of a task; null: all classes divided by num_tasks'
+    )
+    image_size: Optional[tuple[AtLeastOne, AtLeastOne]] = Field(
+        None, description="[height, width] of the images; null: the data set's"
+    )
+    class_order: Optional[tuple[Count, ...]] = Field(
+        None, description='classes in the order in which they come; null: shuffled by stream_seed'
+    )
+    holdout: Optional[Ratio] = Field(
+        None,
+        description='share of the training images held out for evaluation inside a task; null: 0.1 if eval_every or save_best_model asks for it, else 0',
+    )
+    dataset_options: DatasetOptions = Field(
+        DatasetOptions(), description='how image files are read: {in_memory, max_bad}'
+    )
+    augment: Optional[Literal['none', 'crop', 'crop_flip']] = Field(
+        None, description="'none', 'crop' or 'crop_flip'; null: crop for digits, else crop_flip"
+    )
 
 # %% ../../nbs/01_schema.ipynb #2c0e3a83
 OPTIMIZERS = ('SGD', 'Adam', 'AdamW', 'M3', 'DeltaGD')
 
+
 class Training(Section):
     "Describe how gradients become moves."
-    learning_rate: Positive = Field(1e-3, description='learning rate of every level that level_lr does not name')
-    level_lr: Optional[tuple[Positive, ...]] = Field(None, description='learning rate of each level, fastest first; null: learning_rate')
-    reduction: Literal['mean', 'sum', 'sqrt'] = Field('mean', description="what a slow level makes of its gathered gradients: 'mean', 'sum' (the paper) or 'sqrt'")
-    weight_decay: NotNegative = Field(0., description='weight decay of the optimizer')
-    optimizer: Optional[Literal[('NestedOptimizer', *OPTIMIZERS)]] = Field(None, description="'NestedOptimizer', or flat 'SGD', 'Adam', 'AdamW', 'M3', 'DeltaGD'; null: nested for a nested network, else flat with inner")
-    inner: Literal[OPTIMIZERS] = Field('AdamW', description="optimizer inside each level: 'SGD', 'Adam', 'AdamW', 'M3' (multi-scale momentum Muon) or 'DeltaGD' (delta gradient descent)")
-    inner_options: dict[StrictStr, Any] = Field({}, description='options of that optimizer, such as {momentum: 0.9}')
-    use_amp: StrictBool = Field(False, description='mixed precision: bfloat16 on a GPU that has it, else float16 with a scaled loss; on a CPU only with amp_dtype')
-    amp_dtype: Optional[Literal['bfloat16', 'float16']] = Field(None, description="'bfloat16' or 'float16' forces that, also on the CPU; null: chosen for the device")
-    gradient_clip: Optional[Positive] = Field(None, description='largest norm of the whole gradient, applied before any level waits; null: none')
-    updates_per_batch: Positive = Field(1, description='optimizer steps per batch of the stream; 0.5 is one step every second batch')
-    compile: StrictBool = Field(False, description='compile the network with torch.compile; needs a C++ compiler')
-    on_nonfinite: Literal['stop', 'skip'] = Field('stop', description="what to do when loss or gradient is not finite: 'stop' the run, or 'skip' the step and count it")
-    log_optimizer_stats_freq: Count = Field(10, description='[steps] between measurements of how far each level has drifted; 0: never')
+
+    learning_rate: Positive = Field(
+        1e-3, description='learning rate of every level that level_lr does not name'
+    )
+    level_lr: Optional[tuple[Positive, ...]] = Field(
+        None, description='learning rate of each level, fastest first; null: learning_rate'
+    )
+    reduction: Literal['mean', 'sum', 'sqrt'] = Field(
+        'mean',
+        description="what a slow level makes of its gathered gradients: 'mean', 'sum' (the paper) or 'sqrt'",
+    )
+    weight_decay: NotNegative = Field(0.0, description='weight decay of the optimizer')
+    optimizer: Optional[Literal[('NestedOptimizer', *OPTIMIZERS)]] = Field(
+        None,
+        description="'NestedOptimizer', or flat 'SGD', 'Adam', 'AdamW', 'M3', 'DeltaGD'; null: nested for a nested network, else flat with inner",
+    )
+    inner: Literal[OPTIMIZERS] = Field(
+        'AdamW',
+        description="optimizer inside each level: 'SGD', 'Adam', 'AdamW', 'M3' (multi-scale momentum Muon) or 'DeltaGD' (delta gradient descent)",
+    )
+    inner_options: dict[StrictStr, Any] = Field(
+        {}, description='options of that optimizer, such as {momentum: 0.9}'
+    )
+    use_amp: StrictBool = Field(
+        False,
+        description='mixed precision: bfloat16 on a GPU that has it, else float16 with a scaled loss; on a CPU only with amp_dtype',
+    )
+    amp_dtype: Optional[Literal['bfloat16', 'float16']] = Field(
+        None, description="'bfloat16' or 'float16' forces that, also on the CPU; null: chosen for the device"
+    )
+    gradient_clip: Optional[Positive] = Field(
+        None, description='largest norm of the whole gradient, applied before any level waits; null: none'
+    )
+    updates_per_batch: Positive = Field(
+        1, description='optimizer steps per batch of the stream; 0.5 is one step every second batch'
+    )
+    compile: StrictBool = Field(
+        False, description='compile the network with torch.compile; needs a C++ compiler'
+    )
+    on_nonfinite: Literal['stop', 'skip'] = Field(
+        'stop',
+        description="what to do when loss or gradient is not finite: 'stop' the run, or 'skip' the step and count it",
+    )
+    log_optimizer_stats_freq: Count = Field(
+        10, description='[steps] between measurements of how far each level has drifted; 0: never'
+    )
 
 # %% ../../nbs/01_schema.ipynb #c4310e92
 class Averages(Section):
     "Describe running averages of the weights."
-    windows: tuple[Positive, ...] = Field((0.1,), min_length=1, description='of each average: below 1 a share of the run so far, else a number of updates')
-    periods: Optional[tuple[AtLeastOne, ...]] = Field(None, description='[steps] between updates of each average; null: 1')
-    cascaded: StrictBool = Field(False, description='each average follows the one before it instead of the trained weights')
-    buffers: Literal['average', 'copy'] = Field('average', description="statistics of batch norm: 'average' them like weights, or 'copy' the newest")
-    readout: Literal['last', 'mean'] = Field('last', description="which average answers: the 'last' one, or the 'mean' of all")
+
+    windows: tuple[Positive, ...] = Field(
+        (0.1,),
+        min_length=1,
+        description='of each average: below 1 a share of the run so far, else a number of updates',
+    )
+    periods: Optional[tuple[AtLeastOne, ...]] = Field(
+        None, description='[steps] between updates of each average; null: 1'
+    )
+    cascaded: StrictBool = Field(
+        False, description='each average follows the one before it instead of the trained weights'
+    )
+    buffers: Literal['average', 'copy'] = Field(
+        'average', description="statistics of batch norm: 'average' them like weights, or 'copy' the newest"
+    )
+    readout: Literal['last', 'mean'] = Field(
+        'last', description="which average answers: the 'last' one, or the 'mean' of all"
+    )
+
 
 class StreamOptions(Section):
     "Choose what only some strategies know; null: the strategy's default."
-    disjoint_ratio: Optional[Annotated[Real, Field(ge=0, le=1)]] = Field(None, description='share of classes that come in one task only (i-blurry, si-blurry)')
-    width: Optional[Positive] = Field(None, description="[tasks] standard deviation of each class's time (gradual)")
+
+    disjoint_ratio: Optional[Annotated[Real, Field(ge=0, le=1)]] = Field(
+        None, description='share of classes that come in one task only (i-blurry, si-blurry)'
+    )
+    width: Optional[Positive] = Field(
+        None, description="[tasks] standard deviation of each class's time (gradual)"
+    )
     domains: Optional[tuple[StrictStr, ...]] = Field(None, description='transform of each task (domain)')
     path: Optional[StrictStr] = Field(None, description='parquet, CSV or JSON file (table)')
 
-STRATEGIES = ('realistic_streaming', 'blurry', 'split', 'i-blurry', 'si-blurry', 'gradual', 'domain', 'table', 'iid')
+
+STRATEGIES = (
+    'realistic_streaming',
+    'blurry',
+    'split',
+    'i-blurry',
+    'si-blurry',
+    'gradual',
+    'domain',
+    'table',
+    'iid',
+)
 METHODS = ('fine_tune', 'ewc', 'si', 'lwf', 'er', 'er_ace', 'der_pp', 'mir', 'cls_er', 'mkd', 'gdumb')
 REPLAYING = METHODS[4:]  # need a memory
 MEMORY_POLICIES = ('reservoir', 'greedy', 'ring', 'window', 'herding')
 OOD_POLICIES = ('label_noise', 'reject', 'ignore')
 PRESET_NAMES = ('nested', 'nested_er', 'consolidated', 'nested_consolidated', 'iid', 'joint')
 
+
 class ContinualLearning(Section):
     "Describe method, memory, averages and stream."
-    method: Optional[Literal[METHODS + PRESET_NAMES]] = Field(None, description=f'a method ({", ".join(METHODS)}) or a preset ({", ".join(PRESET_NAMES)}); null: er, or fine_tune without memory')
-    method_options: dict[StrictStr, Any] = Field({}, description='options of the method, such as {strength: 100} for ewc')
-    memory_size: Union[Count, Annotated[StrictStr, Field(pattern=r'^\d+(\.\d+)? ?[kMG]B$')]] = Field(2000, description="images in the replay memory, or its size such as '6MB'; 0 turns replay off")
-    memory_policy: Optional[Literal[MEMORY_POLICIES]] = Field(None, description="what the memory keeps: 'reservoir' (uniform over the stream), 'greedy' or 'ring' (balanced over classes), 'window' (the newest), 'herding' (nearest to the class means, chosen at task ends); null: reservoir, or greedy for gdumb")
+
+    method: Optional[Literal[METHODS + PRESET_NAMES]] = Field(
+        None,
+        description=f'a method ({", ".join(METHODS)}) or a preset ({", ".join(PRESET_NAMES)}); null: er, or fine_tune without memory',
+    )
+    method_options: dict[StrictStr, Any] = Field(
+        {}, description='options of the method, such as {strength: 100} for ewc'
+    )
+    memory_size: Union[Count, Annotated[StrictStr, Field(pattern=r'^\d+(\.\d+)? ?[kMG]B$')]] = Field(
+        2000, description="images in the replay memory, or its size such as '6MB'; 0 turns replay off"
+    )
+    memory_policy: Optional[Literal[MEMORY_POLICIES]] = Field(
+        None,
+        description="what the memory keeps: 'reservoir' (uniform over the stream), 'greedy' or 'ring' (balanced over classes), 'window' (the newest), 'herding' (nearest to the class means, chosen at task ends); null: reservoir, or greedy for gdumb",
+    )
     replay_batch_size: AtLeastOne = Field(10, description='images drawn from the memory at each step')
-    consolidation: Optional[Averages] = Field(None, description='running averages as slow levels, read at evaluation: {windows, periods, cascaded, buffers, readout}; null: none')
-    readout: Literal['classifier', 'nearest_mean'] = Field('classifier', description="what answers at evaluation: the 'classifier', or the 'nearest_mean' of the memory's features")
-    blur_ratio: Optional[Ratio] = Field(None, description='share of a task that comes early from the next one; null: by realism')
-    other_task_ratio: Optional[Ratio] = Field(None, description='share of a task that was held back from past ones; null: by realism')
-    ood_ratio: Optional[Ratio] = Field(None, description='share of out-of-distribution images with wrong labels; null: by realism')
-    ood_policy: Literal[OOD_POLICIES] = Field('label_noise', description="out-of-distribution images are learned with a wrong label ('label_noise'), toward uniform confidence ('reject') or not ('ignore')")
-    ood_kind: Literal['mixed', 'uniform', 'gaussian', 'smooth', 'blobs', 'textures', 'patch_shuffle'] = Field('mixed', description="what these images are: 'mixed' (uniform, Gaussian and smooth noise in turn), 'uniform', 'gaussian', 'smooth', 'blobs', 'textures' or 'patch_shuffle' (training images cut up)")
-    strategy: Literal[STRATEGIES] = Field('realistic_streaming', description="'realistic_streaming' (also called 'blurry'), 'split' (clear boundaries), 'i-blurry', 'si-blurry', 'gradual', 'domain', 'table' or 'iid'")
-    stream_options: StreamOptions = Field(StreamOptions(), description='details of a strategy: {disjoint_ratio, width, domains, path}')
-    realism: Optional[Literal['easy', 'moderate', 'hard']] = Field(None, description="'easy' (0/0/0), 'moderate' (0.1/0.05/0.05) or 'hard' (0.2/0.1/0.1) for blur, recurrence, ood, as far as the strategy has them; null: moderate, or easy for split, table and iid")
+    consolidation: Optional[Averages] = Field(
+        None,
+        description='running averages as slow levels, read at evaluation: {windows, periods, cascaded, buffers, readout}; null: none',
+    )
+    readout: Literal['classifier', 'nearest_mean'] = Field(
+        'classifier',
+        description="what answers at evaluation: the 'classifier', or the 'nearest_mean' of the memory's features",
+    )
+    blur_ratio: Optional[Ratio] = Field(
+        None, description='share of a task that comes early from the next one; null: by realism'
+    )
+    other_task_ratio: Optional[Ratio] = Field(
+        None, description='share of a task that was held back from past ones; null: by realism'
+    )
+    ood_ratio: Optional[Ratio] = Field(
+        None, description='share of out-of-distribution images with wrong labels; null: by realism'
+    )
+    ood_policy: Literal[OOD_POLICIES] = Field(
+        'label_noise',
+        description="out-of-distribution images are learned with a wrong label ('label_noise'), toward uniform confidence ('reject') or not ('ignore')",
+    )
+    ood_kind: Literal['mixed', 'uniform', 'gaussian', 'smooth', 'blobs', 'textures', 'patch_shuffle'] = Field(
+        'mixed',
+        description="what these images are: 'mixed' (uniform, Gaussian and smooth noise in turn), 'uniform', 'gaussian', 'smooth', 'blobs', 'textures' or 'patch_shuffle' (training images cut up)",
+    )
+    strategy: Literal[STRATEGIES] = Field(
+        'realistic_streaming',
+        description="'realistic_streaming' (also called 'blurry'), 'split' (clear boundaries), 'i-blurry', 'si-blurry', 'gradual', 'domain', 'table' or 'iid'",
+    )
+    stream_options: StreamOptions = Field(
+        StreamOptions(), description='details of a strategy: {disjoint_ratio, width, domains, path}'
+    )
+    realism: Optional[Literal['easy', 'moderate', 'hard']] = Field(
+        None,
+        description="'easy' (0/0/0), 'moderate' (0.1/0.05/0.05) or 'hard' (0.2/0.1/0.1) for blur, recurrence, ood, as far as the strategy has them; null: moderate, or easy for split, table and iid",
+    )
 
 # %% ../../nbs/01_schema.ipynb #7b816233
-METRICS = ('accuracy', 'forgetting', 'learning_accuracy', 'old_task_accuracy', 'average_incremental_accuracy', 'backward_transfer', 'first_minus_last')
+METRICS = (
+    'accuracy',
+    'forgetting',
+    'learning_accuracy',
+    'old_task_accuracy',
+    'average_incremental_accuracy',
+    'backward_transfer',
+    'first_minus_last',
+)
+
 
 class Evaluation(Section):
     "Describe what is measured, and when."
-    metrics: tuple[Literal[METRICS], ...] = Field(('accuracy', 'forgetting'), min_length=1, description='rows of the summary; learning accuracy always stands beside forgetting')
-    evaluate_old_tasks: StrictBool = Field(True, description='at a task end, test all tasks; false: only the one just ended')
-    eval_every: Count = Field(0, description='[steps] between evaluations on held-out images; 0: only at task ends')
-    save_best_model: StrictBool = Field(False, description='keep the weights that were best on held-out images of all classes')
-    model_save_path: Optional[StrictStr] = Field(None, description='where a copy of the best model goes; null: only the run folder')
 
-KNOBS = ('periods', 'learning_rate', 'level_lr', 'reduction', 'weight_decay', 'gradient_clip', 'updates_per_batch', 'replay_batch_size',
-         'consolidation', 'blur_ratio', 'other_task_ratio', 'ood_ratio', 'eval_every')
+    metrics: tuple[Literal[METRICS], ...] = Field(
+        ('accuracy', 'forgetting'),
+        min_length=1,
+        description='rows of the summary; learning accuracy always stands beside forgetting',
+    )
+    evaluate_old_tasks: StrictBool = Field(
+        True, description='at a task end, test all tasks; false: only the one just ended'
+    )
+    eval_every: Count = Field(
+        0, description='[steps] between evaluations on held-out images; 0: only at task ends'
+    )
+    save_best_model: StrictBool = Field(
+        False, description='keep the weights that were best on held-out images of all classes'
+    )
+    model_save_path: Optional[StrictStr] = Field(
+        None, description='where a copy of the best model goes; null: only the run folder'
+    )
+
+
+KNOBS = (
+    'periods',
+    'learning_rate',
+    'level_lr',
+    'reduction',
+    'weight_decay',
+    'gradient_clip',
+    'updates_per_batch',
+    'replay_batch_size',
+    'consolidation',
+    'blur_ratio',
+    'other_task_ratio',
+    'ood_ratio',
+    'eval_every',
+)
+
 
 class Knob(Section):
     "Change one key in the middle of a run."
+
     step: Count = Field(description='[steps] done before the change')
     name: Literal[KNOBS] = Field(description='the key')
     value: Any = Field(description='what the key is from then on')
 
+
 class RunSection(Section):
     "Describe where and how the run happens."
+
     seed: Count = Field(0, description='every random choice derives from it')
     stream_seed: Optional[Count] = Field(None, description='seed of the stream alone; null: seed')
     run_dir: Optional[StrictStr] = Field(None, description='folder of the run; null: a new one in _runs/')
     device: StrictStr = Field('auto', description="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
-    threads: Optional[AtLeastOne] = Field(None, description="CPU threads; null: torch's choice. Weights are bit-identical only for equal threads")
+    threads: Optional[AtLeastOne] = Field(
+        None,
+        description="CPU threads; null: torch's choice. Weights are bit-identical only for equal threads",
+    )
     checkpoint_every: Count = Field(500, description='[steps] between checkpoints; 0: only at task ends')
-    keep_checkpoints: AtLeastOne = Field(2, description='newest checkpoints to keep, beside those of task ends')
-    knobs: tuple[Knob, ...] = Field((), description='changes in the middle of the run: [{step, name, value}, ...]')
+    keep_checkpoints: AtLeastOne = Field(
+        2, description='newest checkpoints to keep, beside those of task ends'
+    )
+    knobs: tuple[Knob, ...] = Field(
+        (), description='changes in the middle of the run: [{step, name, value}, ...]'
+    )
 
 # %% ../../nbs/01_schema.ipynb #7bd97ef2
 RATIOS = ('blur_ratio', 'other_task_ratio', 'ood_ratio')
-REALISM = {'easy': (0., 0., 0.), 'moderate': (.1, .05, .05), 'hard': (.2, .1, .1)}  # blur, recurrence, ood
+REALISM = {
+    'easy': (0.0, 0.0, 0.0),
+    'moderate': (0.1, 0.05, 0.05),
+    'hard': (0.2, 0.1, 0.1),
+}  # blur, recurrence, ood
 ALLOWED = {  # schedule -> ratios that mean something in it
-    'blurry': RATIOS, 'split': (), 'i-blurry': ('blur_ratio', 'ood_ratio'), 'si-blurry': ('blur_ratio', 'ood_ratio'),
-    'gradual': ('ood_ratio',), 'domain': ('ood_ratio',), 'table': (), 'iid': ('ood_ratio',)}
-OPTIONS = {'i-blurry': 'disjoint_ratio', 'si-blurry': 'disjoint_ratio', 'gradual': 'width', 'domain': 'domains', 'table': 'path'}  # schedule -> the option it has
+    'blurry': RATIOS,
+    'split': (),
+    'i-blurry': ('blur_ratio', 'ood_ratio'),
+    'si-blurry': ('blur_ratio', 'ood_ratio'),
+    'gradual': ('ood_ratio',),
+    'domain': ('ood_ratio',),
+    'table': (),
+    'iid': ('ood_ratio',),
+}
+OPTIONS = {
+    'i-blurry': 'disjoint_ratio',
+    'si-blurry': 'disjoint_ratio',
+    'gradual': 'width',
+    'domain': 'domains',
+    'table': 'path',
+}  # schedule -> the option it has

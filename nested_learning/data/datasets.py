@@ -8,7 +8,9 @@ __all__ = ['MIN_HOLDOUT', 'TEST_SHARE', 'SPLIT_SEED', 'DATASETS', 'FOLDER_OPTION
            'load_dataset']
 
 # %% ../../nbs/11_datasets.ipynb #b0703dbd
-import hashlib, os, warnings
+import hashlib
+import os
+import warnings
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -18,167 +20,229 @@ import torch
 import torch.nn.functional as F
 
 from ..core import derive_seed, permutation
-from .images import (CACHE, ImageFiles, check_indices, list_images, load_pixels, name_bad, read_record, size_pair,
-                                    write_record)
+from nested_learning.data.images import (
+    CACHE,
+    ImageFiles,
+    check_indices,
+    list_images,
+    load_pixels,
+    name_bad,
+    read_record,
+    size_pair,
+    write_record,
+)
 
 # %% ../../nbs/11_datasets.ipynb #e2754b5f
 class ImageArray:
     "Hold a split in memory."
+
     def __init__(
         self,
-        images:torch.Tensor,  # (N, C, H, W) uint8
-        labels,               # (N,) whole numbers
-        pin_memory:bool=False,# give batches in page-locked memory, if there is a GPU
+        images: torch.Tensor,  # (N, C, H, W) uint8
+        labels,  # (N,) whole numbers
+        pin_memory: bool = False,  # give batches in page-locked memory, if there is a GPU
     ):
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(f'images are {images.dtype} of shape {tuple(images.shape)}: must be torch.uint8 of shape (N, C, H, W)')
-        if len(labels) != len(images): raise ValueError(f'{len(labels)} labels for {len(images)} images: must be one for each')
+            raise ValueError(
+                f'images are {images.dtype} of shape {tuple(images.shape)}: must be torch.uint8 of shape (N, C, H, W)'
+            )
+        if len(labels) != len(images):
+            raise ValueError(f'{len(labels)} labels for {len(images)} images: must be one for each')
         self.images, self.labels = images, np.asarray(labels).astype(np.int64)
         self.pin_memory = pin_memory and torch.cuda.is_available()
-    def __len__(self): return len(self.labels)
+
+    def __len__(self):
+        return len(self.labels)
+
     def __repr__(self):
         return f'{type(self).__name__}({len(self):,} images of shape {tuple(self.images.shape[1:])})'
+
     def batch(
         self,
-        indices,        # (B,) positions in the split, in any order
-    )->torch.Tensor:    # (B, C, H, W) uint8, on the CPU
+        indices,  # (B,) positions in the split, in any order
+    ) -> torch.Tensor:  # (B, C, H, W) uint8, on the CPU
         "Collect some images."
         rows = torch.from_numpy(check_indices(indices, len(self)))
         images = torch.empty(len(rows), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin_memory)
         return torch.index_select(self.images, 0, rows, out=images)
-    def prefetch(self, indices): "Do nothing: there is nothing to decode ahead."
+
+    def prefetch(self, indices):
+        "Do nothing: there is nothing to decode ahead."
 
 # %% ../../nbs/11_datasets.ipynb #37ecd466
 class Subset:
     "View some rows of a split."
+
     def __init__(
         self,
-        split,               # anything with labels, length and `batch`
-        indices:np.ndarray,  # (N,) int64 rows of `split`
+        split,  # anything with labels, length and `batch`
+        indices: np.ndarray,  # (N,) int64 rows of `split`
     ):
         self.split, self.indices, self.labels = split, indices, split.labels[indices]
-    def __len__(self): return len(self.indices)
-    def __repr__(self): return f'{type(self).__name__}({len(self):,} of {self.split!r})'
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __repr__(self):
+        return f'{type(self).__name__}({len(self):,} of {self.split!r})'
+
     def batch(
         self,
-        indices,        # (B,) positions in the part
-    )->torch.Tensor:    # (B, C, H, W) uint8
+        indices,  # (B,) positions in the part
+    ) -> torch.Tensor:  # (B, C, H, W) uint8
         "Collect some images."
         return self.split.batch(self.indices[check_indices(indices, len(self))])
+
     def prefetch(
         self,
-        indices,        # (B,) positions in the part, of a batch that comes next
+        indices,  # (B,) positions in the part, of a batch that comes next
     ):
         "Announce a batch."
         self.split.prefetch(self.indices[check_indices(indices, len(self))])
 
 # %% ../../nbs/11_datasets.ipynb #7ebe6359
 def subset(
-    split,     # a split
-    indices,   # (N,) its rows, each at most once
-)->Subset:     # a split of these rows, in this order
+    split,  # a split
+    indices,  # (N,) its rows, each at most once
+) -> Subset:  # a split of these rows, in this order
     "Take some rows of a split, each at most once."
     rows = check_indices(indices, len(split))
     values, counts = np.unique(rows, return_counts=True)
     if len(values) < len(rows):
-        raise ValueError(f'index {values[counts.argmax()]} comes {counts.max()} times: a part holds each image at most once')
+        raise ValueError(
+            f'index {values[counts.argmax()]} comes {counts.max()} times: a part holds each image at most once'
+        )
     return Subset(split, rows)
 
 # %% ../../nbs/11_datasets.ipynb #581178bf
 MIN_HOLDOUT = 20  # images per class
 
+
 def holdout_split(
-    labels,          # (N,) labels of the training images
-    fraction:float,  # share of each class to hold out, in (0, 1)
-    seed:int,        # decides which
-)->tuple:            # (train indices, held-out indices), int64, both ascending
+    labels,  # (N,) labels of the training images
+    fraction: float,  # share of each class to hold out, in (0, 1)
+    seed: int,  # decides which
+) -> tuple:  # (train indices, held-out indices), int64, both ascending
     "Choose a stratified part to hold out."
-    if not 0 < fraction < 1: raise ValueError(f'holdout fraction = {fraction}: must lie between 0 and 1; hold nothing out by not asking')
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f'holdout fraction = {fraction}: must lie between 0 and 1; hold nothing out by not asking'
+        )
     labels = np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
-    parts = np.diff(np.ceil(fraction*counts.cumsum() - 1e-9).astype(int), prepend=0)
+    parts = np.diff(np.ceil(fraction * counts.cumsum() - 1e-9).astype(int), prepend=0)
     if (parts < MIN_HOLDOUT).any():
         i = parts.argmin()
-        enough = np.ceil(100*MIN_HOLDOUT/counts.min())/100
+        enough = np.ceil(100 * MIN_HOLDOUT / counts.min()) / 100
         advice = f'ask for {enough:.2f} or more' if enough < 1 else 'hold nothing out'
-        raise ValueError(f'holdout fraction = {fraction}: {fraction} x {counts[i]} images of class {classes[i]} gives {parts[i]}, '
-                         f'but an accuracy needs {MIN_HOLDOUT} per class; {advice}')
+        raise ValueError(
+            f'holdout fraction = {fraction}: {fraction} x {counts[i]} images of class {classes[i]} gives {parts[i]}, '
+            f'but an accuracy needs {MIN_HOLDOUT} per class; {advice}'
+        )
     by_class = np.split(labels.argsort(kind='stable'), counts.cumsum()[:-1])
-    held = np.concatenate([rows[permutation(seed, f'holdout class {c}', len(rows))[:n]] for c, rows, n in zip(classes, by_class, parts)])
+    held = np.concatenate(
+        [
+            rows[permutation(seed, f'holdout class {c}', len(rows))[:n]]
+            for c, rows, n in zip(classes, by_class, parts)
+        ]
+    )
     mask = np.zeros(len(labels), bool)
     mask[held] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 # %% ../../nbs/11_datasets.ipynb #007c4ec3
 def resize(
-    images:torch.Tensor,  # (N, C, H, W) uint8
-    image_size,           # side, or (height, width) [pixels]
-)->torch.Tensor:          # (N, C, *image_size) uint8
+    images: torch.Tensor,  # (N, C, H, W) uint8
+    image_size,  # side, or (height, width) [pixels]
+) -> torch.Tensor:  # (N, C, *image_size) uint8
     "Resize images, bilinear and antialiased."
     size = size_pair(image_size)
-    if tuple(images.shape[2:]) == size: return images
+    if tuple(images.shape[2:]) == size:
+        return images
     resized = torch.empty(*images.shape[:2], *size, dtype=torch.uint8)
     for old, new in zip(images.split(1024), resized.split(1024)):
-        new.copy_(F.interpolate(old.float(), size=size, mode='bilinear', antialias=True).round_().clamp_(0, 255))
+        new.copy_(
+            F.interpolate(old.float(), size=size, mode='bilinear', antialias=True).round_().clamp_(0, 255)
+        )
     return resized
 
 # %% ../../nbs/11_datasets.ipynb #296ba482
 @dataclass(frozen=True)
 class Dataset:
     "Name a data set's two splits and its classes."
+
     name: str
     train: object  # a split: labels, length, `batch(indices)`
-    test: object   # a split
-    classes: tuple # K names; label i is classes[i]
+    test: object  # a split
+    classes: tuple  # K names; label i is classes[i]
     skipped: dict = field(default_factory=dict)  # files left out because they are damaged: name -> why
+
     @property
-    def channels(self): return self.train.batch([0]).shape[1]
+    def channels(self):
+        return self.train.batch([0]).shape[1]
+
     @property
-    def image_size(self): return tuple(self.train.batch([0]).shape[2:])
+    def image_size(self):
+        return tuple(self.train.batch([0]).shape[2:])
+
     @property
-    def num_classes(self): return len(self.classes)
+    def num_classes(self):
+        return len(self.classes)
 
 # %% ../../nbs/11_datasets.ipynb #10e07d14
-def digits_arrays()->tuple:  # (train split, test split, class names)
+def digits_arrays() -> tuple:  # (train split, test split, class names)
     "Load the handwritten digits of scikit-learn, split 80 to 20."
     from sklearn.datasets import load_digits
+
     data = load_digits()
-    images = torch.from_numpy((data.images*255/16 + .5).astype(np.uint8))[:, None]
-    train, test = (ImageArray(images[rows], data.target[rows]) for rows in holdout_split(data.target, 0.2, seed=1797))
+    images = torch.from_numpy((data.images * 255 / 16 + 0.5).astype(np.uint8))[:, None]
+    train, test = (
+        ImageArray(images[rows], data.target[rows]) for rows in holdout_split(data.target, 0.2, seed=1797)
+    )
     return train, test, tuple('0123456789')
 
 # %% ../../nbs/11_datasets.ipynb #68e97fe5
 def _missing_files(
-    source,       # torchvision's class
-    folder:Path,  # where its archives belong
-)->list:          # one phrase for each archive that is missing or damaged
+    source,  # torchvision's class
+    folder: Path,  # where its archives belong
+) -> list:  # one phrase for each archive that is missing or damaged
     "Say which archives of a data set are not right."
     wanted = getattr(source, 'resources', None) or [(source.filename, source.tgz_md5)]
     said = []
     for name, md5 in wanted:
-        path = folder/name
+        path = folder / name
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
-        if found is None: said.append(f'{name} (missing)')
-        elif found != md5: said.append(f'{name} (damaged: md5 {found}, not {md5})')
+        if found is None:
+            said.append(f'{name} (missing)')
+        elif found != md5:
+            said.append(f'{name} (damaged: md5 {found}, not {md5})')
     return said
 
 # %% ../../nbs/11_datasets.ipynb #6b75f8c3
 def torchvision_arrays(
-    name:str,  # 'FashionMNIST', 'CIFAR10' or 'CIFAR100'
+    name: str,  # 'FashionMNIST', 'CIFAR10' or 'CIFAR100'
     data_dir,  # folder for its files
-)->tuple:      # (train split, test split, class names)
+) -> tuple:  # (train split, test split, class names)
     "Load a data set of torchvision into memory, downloading it if need be."
     import torchvision
+
     source = getattr(torchvision.datasets, name)
     root = Path(data_dir).expanduser()
-    try: train, test = (source(root, train=train, download=True) for train in (True, False))
+    try:
+        train, test = (source(root, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError, ValueError, AssertionError, HTTPException) as error:
-        folder, origin = (root/name/'raw', source.mirrors[0]) if name == 'FashionMNIST' else (root, source.url)
+        folder, origin = (
+            (root / name / 'raw', source.mirrors[0]) if name == 'FashionMNIST' else (root, source.url)
+        )
         wrong, cause = ', '.join(_missing_files(source, folder)), ' '.join(str(error).split())
         if not wrong:
-            raise ValueError(f'{name}: what was unpacked in {folder} does not load ({cause}); delete it and load again') from error
-        raise FileNotFoundError(f'{name}: cannot be downloaded ({cause}). Get {wrong} from {origin}, put it into {folder} as it is, '
-                                'and delete anything unpacked there') from error
+            raise ValueError(
+                f'{name}: what was unpacked in {folder} does not load ({cause}); delete it and load again'
+            ) from error
+        raise FileNotFoundError(
+            f'{name}: cannot be downloaded ({cause}). Get {wrong} from {origin}, put it into {folder} as it is, '
+            'and delete anything unpacked there'
+        ) from error
     splits = []
     for data in (train, test):
         images = torch.as_tensor(data.data)  # (N, H, W) grey or (N, H, W, 3)
@@ -189,84 +253,111 @@ def torchvision_arrays(
 # %% ../../nbs/11_datasets.ipynb #f519bebb
 TEST_SHARE, SPLIT_SEED = 0.2, 2026
 
+
 def split_by_name(
-    files,    # N names
-    labels,   # (N,) their classes
+    files,  # N names
+    labels,  # (N,) their classes
     classes,  # K names
-)->tuple:     # (train rows, test rows), int64, both ascending
+) -> tuple:  # (train rows, test rows), int64, both ascending
     "Split files, a fifth of each class for test, by the hash of their names."
     order = np.array([derive_seed(SPLIT_SEED, file) for file in files])
     mask = np.zeros(len(files), bool)
     for label, name in enumerate(classes):
         rows = np.flatnonzero(labels == label)
-        if len(rows) < 2: raise ValueError(f'class {name!r} has {len(rows)} image: it needs two, one for test; '
-                                            'add some, or make folders train and test')
-        mask[rows[order[rows].argsort(kind='stable')[:max(1, round(TEST_SHARE*len(rows)))]]] = True
+        if len(rows) < 2:
+            raise ValueError(
+                f'class {name!r} has {len(rows)} image: it needs two, one for test; '
+                'add some, or make folders train and test'
+            )
+        mask[rows[order[rows].argsort(kind='stable')[: max(1, round(TEST_SHARE * len(rows)))]]] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 # %% ../../nbs/11_datasets.ipynb #aca39eb3
 def _kept_split(
-    tree,             # list of files
-    rows:np.ndarray,  # (N,) those that are not damaged
-)->tuple:             # (train rows, test rows) among `rows`
+    tree,  # list of files
+    rows: np.ndarray,  # (N,) those that are not damaged
+) -> tuple:  # (train rows, test rows) among `rows`
     "Split a tree as it says, else as it was split before, else by name; keep the split."
-    if tree.num_train is not None: return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
-    files, path = [tree.files[row] for row in rows], Path(tree.root)/CACHE/'split.json'
+    if tree.num_train is not None:
+        return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
+    files, path = [tree.files[row] for row in rows], Path(tree.root) / CACHE / 'split.json'
     key = hashlib.sha256('\n'.join(files).encode(errors='surrogateescape')).hexdigest()[:32]
     if record := read_record(path, key):
         kept = set(record['test'])
         mask = np.array([file in kept for file in files])
         return np.flatnonzero(~mask), np.flatnonzero(mask)
     train, test = split_by_name(files, tree.labels[rows], tree.classes)
-    try: write_record(path, key, test=[files[row] for row in test])
-    except OSError: pass  # `load_pixels` has said that nothing can be written there
+    try:
+        write_record(path, key, test=[files[row] for row in test])
+    except OSError:
+        pass  # `load_pixels` has said that nothing can be written there
     return train, test
 
 # %% ../../nbs/11_datasets.ipynb #d6adb524
 def image_folder(
-    data_dir,                # root of a tree of class folders
-    image_size=None,         # side or (height, width) [pixels]; None if all files have one size
-    in_memory=None,          # True, False, or None: if they fit
-    num_workers=None,        # threads that decode; None: one for each CPU, 8 at most
-    prefetch_factor:int=2,   # announced batches that are decoded ahead
-    max_bad:float=0.01,      # share of the files that may be damaged; they are left out
-    pin_memory:bool=False,   # give batches in page-locked memory, if there is a GPU
-)->tuple:                    # (train split, test split, class names, damaged files)
+    data_dir,  # root of a tree of class folders
+    image_size=None,  # side or (height, width) [pixels]; None if all files have one size
+    in_memory=None,  # True, False, or None: if they fit
+    num_workers=None,  # threads that decode; None: one for each CPU, 8 at most
+    prefetch_factor: int = 2,  # announced batches that are decoded ahead
+    max_bad: float = 0.01,  # share of the files that may be damaged; they are left out
+    pin_memory: bool = False,  # give batches in page-locked memory, if there is a GPU
+) -> tuple:  # (train split, test split, class names, damaged files)
     "Load a tree of class folders."
-    if in_memory not in (None, True, False): raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
+    if in_memory not in (None, True, False):
+        raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
     tree = list_images(data_dir)
-    if num_workers is None: num_workers = min(os.cpu_count() or 1, 8)
-    split = ImageFiles(tree.root, tree.files, tree.labels, image_size, num_workers, prefetch_factor, pin_memory)
+    if num_workers is None:
+        num_workers = min(os.cpu_count() or 1, 8)
+    split = ImageFiles(
+        tree.root, tree.files, tree.labels, image_size, num_workers, prefetch_factor, pin_memory
+    )
     pixels, bad = load_pixels(split, tree.fingerprint, in_memory, max_bad)
-    if bad: warnings.warn(f'{len(bad):,} of {len(tree.files):,} images cannot be decoded and are left out: {name_bad(bad)}', stacklevel=3)
+    if bad:
+        warnings.warn(
+            f'{len(bad):,} of {len(tree.files):,} images cannot be decoded and are left out: {name_bad(bad)}',
+            stacklevel=3,
+        )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
     array = None if pixels is None else ImageArray(pixels, tree.labels[rows], pin_memory)
     splits = [subset(array, part) if array else subset(split, rows[part]) for part in _kept_split(tree, rows)]
     for part, name in zip(splits, ('train', 'test')):
         gone = np.flatnonzero(np.bincount(part.labels, minlength=len(tree.classes)) == 0)
-        if len(gone): raise ValueError(f'class {tree.classes[gone[0]]!r}: all its {name} images are damaged; repair them or remove it')
+        if len(gone):
+            raise ValueError(
+                f'class {tree.classes[gone[0]]!r}: all its {name} images are damaged; repair them or remove it'
+            )
     return *splits, tree.classes, bad
 
 # %% ../../nbs/11_datasets.ipynb #af4b9d77
 DATASETS = ('digits', 'FashionMNIST', 'CIFAR10', 'CIFAR100', 'ImageFolder')
 FOLDER_OPTIONS = ('in_memory', 'num_workers', 'prefetch_factor', 'max_bad')
 
+
 def load_dataset(
-    name:str,         # one of `DATASETS`
-    data_dir=None,    # folder for its files; None is ./data/NAME in lower case; digits need none
+    name: str,  # one of `DATASETS`
+    data_dir=None,  # folder for its files; None is ./data/NAME in lower case; digits need none
     image_size=None,  # side or (height, width) [pixels]; None leaves the images as they are
-    pin_memory:bool=False, # give batches in page-locked memory, if there is a GPU
-    **options,        # ImageFolder takes `FOLDER_OPTIONS`, see `image_folder`; the others take none
-)->Dataset:           # two splits and the names of the classes
+    pin_memory: bool = False,  # give batches in page-locked memory, if there is a GPU
+    **options,  # ImageFolder takes `FOLDER_OPTIONS`, see `image_folder`; the others take none
+) -> Dataset:  # two splits and the names of the classes
     "Load a data set by name."
-    if name not in DATASETS: raise ValueError(f'dataset_name = {name!r}: must be one of {", ".join(map(repr, DATASETS))}')
+    if name not in DATASETS:
+        raise ValueError(f'dataset_name = {name!r}: must be one of {", ".join(map(repr, DATASETS))}')
     allowed = FOLDER_OPTIONS if name == 'ImageFolder' else ()
     if unknown := [option for option in options if option not in allowed]:
-        raise ValueError(f'option {unknown[0]!r}: {name} takes {", ".join(allowed) or "no options"} '
-                         'besides data_dir, image_size and pin_memory')
+        raise ValueError(
+            f'option {unknown[0]!r}: {name} takes {", ".join(allowed) or "no options"} '
+            'besides data_dir, image_size and pin_memory'
+        )
     data_dir = data_dir or f'./data/{name.lower()}'
-    if name == 'ImageFolder': return Dataset(name, *image_folder(data_dir, image_size, pin_memory=pin_memory, **options))
+    if name == 'ImageFolder':
+        return Dataset(name, *image_folder(data_dir, image_size, pin_memory=pin_memory, **options))
     train, test, classes = digits_arrays() if name == 'digits' else torchvision_arrays(name, data_dir)
-    train, test = (ImageArray(split.images if image_size is None else resize(split.images, image_size), split.labels, pin_memory)
-                   for split in (train, test))
+    train, test = (
+        ImageArray(
+            split.images if image_size is None else resize(split.images, image_size), split.labels, pin_memory
+        )
+        for split in (train, test)
+    )
     return Dataset(name, train, test, classes)

@@ -8,7 +8,13 @@ __all__ = ['IMAGE_SUFFIXES', 'BLOCK', 'CACHE', 'CACHE_VERSION', 'MEMORY_LIMIT', 
            'write_record', 'load_pixels']
 
 # %% ../../nbs/10_images.ipynb #4824c865
-import hashlib, io, json, math, os, tempfile, warnings
+import hashlib
+import io
+import json
+import math
+import os
+import tempfile
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,154 +33,201 @@ from ..core import write_atomic, write_text
 
 # %% ../../nbs/10_images.ipynb #e20331c4
 def check_indices(
-    indices,     # (B,) array, tensor, list or column of a frame
-    length:int,  # number of images in the split
-)->np.ndarray:   # (B,) int64, a copy
+    indices,  # (B,) array, tensor, list or column of a frame
+    length: int,  # number of images in the split
+) -> np.ndarray:  # (B,) int64, a copy
     "Check that indices point into a split."
     found = np.asarray(indices)
-    if found.size == 0: return np.zeros(0, np.int64)
+    if found.size == 0:
+        return np.zeros(0, np.int64)
     if found.dtype.kind not in 'iu' or found.ndim != 1:
-        raise ValueError(f'indices are {found.dtype} of shape {found.shape}: must be one row of whole numbers')
+        raise ValueError(
+            f'indices are {found.dtype} of shape {found.shape}: must be one row of whole numbers'
+        )
     wrong = found[(found < 0) | (found >= length)]
     if len(wrong):
-        raise ValueError(f'index = {wrong[0]}: must lie in 0..{length-1}; rows with a negative sample are made by ood.ood_images')
+        raise ValueError(
+            f'index = {wrong[0]}: must lie in 0..{length - 1}; rows with a negative sample are made by ood.ood_images'
+        )
     return found.astype(np.int64)
 
 # %% ../../nbs/10_images.ipynb #53a0d498
 def size_pair(
     image_size,  # side, or (height, width) [pixels]
-)->tuple:        # (height, width)
+) -> tuple:  # (height, width)
     "Read the size of an image."
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(size) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in size):
-        raise ValueError(f'image_size = {image_size!r}: must be a whole number of pixels, or a pair (height, width)')
+        raise ValueError(
+            f'image_size = {image_size!r}: must be a whole number of pixels, or a pair (height, width)'
+        )
     return size
 
 # %% ../../nbs/10_images.ipynb #9c9194b0
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
+
 def _entries(
-    folder:str,  # folder to list
-    seen:dict,   # folders listed so far, by device and number; changed in place
-)->list:         # (name, path, status) of what is in it, sorted by name
+    folder: str,  # folder to list
+    seen: dict,  # folders listed so far, by device and number; changed in place
+) -> list:  # (name, path, status) of what is in it, sorted by name
     "List a folder; follow links, but to no folder twice."
     path = folder
     try:
         status = os.stat(folder)
         first = seen.setdefault((status.st_dev, status.st_ino), folder)
-        if first != folder: raise ValueError(f'{folder}: leads to {first} again, through a link; a folder may be there once only')
-        with os.scandir(folder) as found: entries = sorted((e for e in found if e.name[0] != '.'), key=lambda e: e.name)
+        if first != folder:
+            raise ValueError(
+                f'{folder}: leads to {first} again, through a link; a folder may be there once only'
+            )
+        with os.scandir(folder) as found:
+            entries = sorted((e for e in found if e.name[0] != '.'), key=lambda e: e.name)
         listed = []
         for entry in entries:
             path = entry.path
             listed.append((entry.name, path, entry.is_dir(), entry.stat()))
         return listed
     except OSError as error:
-        advice = 'a link whose target is gone' if os.path.islink(path) else 'allow reading it, or move it out of the tree'
+        advice = (
+            'a link whose target is gone'
+            if os.path.islink(path)
+            else 'allow reading it, or move it out of the tree'
+        )
         raise type(error)(f'{path}: cannot be read ({error.strerror}): {advice}') from None
 
-def _images_below(folder:str, name:str, seen:dict)->list:  # (name from the root on, bytes, time of the last change [ns])
+
+def _images_below(
+    folder: str, name: str, seen: dict
+) -> list:  # (name from the root on, bytes, time of the last change [ns])
     "Find the images of a class, in folders inside its folder too."
     found = []
     for child, path, is_folder, status in _entries(folder, seen):
-        if is_folder: found += _images_below(path, f'{name}/{child}', seen)
-        elif child.lower().endswith(IMAGE_SUFFIXES): found.append((f'{name}/{child}', status.st_size, status.st_mtime_ns))
+        if is_folder:
+            found += _images_below(path, f'{name}/{child}', seen)
+        elif child.lower().endswith(IMAGE_SUFFIXES):
+            found.append((f'{name}/{child}', status.st_size, status.st_mtime_ns))
     return sorted(found)
 
 # %% ../../nbs/10_images.ipynb #641ed5ff
-def _classes_below(folder:str, name:str, seen:dict)->dict:  # class name -> what `_images_below` finds
+def _classes_below(folder: str, name: str, seen: dict) -> dict:  # class name -> what `_images_below` finds
     "Find the classes of a folder and their images."
     folders = [(child, path) for child, path, is_folder, _ in _entries(folder, seen) if is_folder]
-    if not folders: raise ValueError(f'{folder}: has no class folders; it must have one folder of images for each class')
-    classes = {child: _images_below(path, f'{name}/{child}' if name else child, seen) for child, path in folders}
+    if not folders:
+        raise ValueError(f'{folder}: has no class folders; it must have one folder of images for each class')
+    classes = {
+        child: _images_below(path, f'{name}/{child}' if name else child, seen) for child, path in folders
+    }
     for child, path in folders:
         if not classes[child]:
             wrong = f'holds no image ({", ".join(IMAGE_SUFFIXES)})' if any(os.scandir(path)) else 'is empty'
             raise ValueError(f'class folder {path} {wrong}; put images into it or remove it')
     if len(folders) == 1:
-        raise ValueError(f'{folder}: has only one class folder, {folders[0][0]!r}; two are needed (is {folders[0][1]} the root?)')
+        raise ValueError(
+            f'{folder}: has only one class folder, {folders[0][0]!r}; two are needed (is {folders[0][1]} the root?)'
+        )
     return classes
+
 
 @dataclass(frozen=True)
 class ImageTree:
     "Name the images of a tree of class folders."
+
     root: str
-    files: tuple        # N names seen from the root, with '/'
+    files: tuple  # N names seen from the root, with '/'
     labels: np.ndarray  # (N,) int64
-    classes: tuple      # K names; label i is classes[i]
-    num_train: object   # files before this one are for training, the others for test; None if the tree does not say
-    fingerprint: str    # hash of names, sizes and times of change
+    classes: tuple  # K names; label i is classes[i]
+    num_train: (
+        object  # files before this one are for training, the others for test; None if the tree does not say
+    )
+    fingerprint: str  # hash of names, sizes and times of change
 
 # %% ../../nbs/10_images.ipynb #19b3e7df
 def list_images(
-    folder,      # root of the tree
-)->ImageTree:
+    folder,  # root of the tree
+) -> ImageTree:
     "List the images of a tree of class folders, sorted, without opening any."
     root, seen = str(Path(folder).expanduser()), {}
     if not os.path.isdir(root):
-        raise FileNotFoundError(f'{root}: no such folder; data_dir must be a folder with one folder of images for each class')
+        raise FileNotFoundError(
+            f'{root}: no such folder; data_dir must be a folder with one folder of images for each class'
+        )
     inside = [name for name, _, is_folder, _ in _entries(root, seen) if is_folder]
     tests = [name for name in ('test', 'val') if name in inside]
     parts = ['train', *tests[:1]] if 'train' in inside and (tests or len(inside) == 1) else ['']
     found = [_classes_below(os.path.join(root, part) if part else root, part, seen) for part in parts]
     if len(parts) == 2 and (odd := sorted(found[0].keys() ^ found[1].keys())):
         here, there = parts if odd[0] in found[0] else parts[::-1]
-        raise ValueError(f'{root}: class {odd[0]!r} is in {here} and not in {there}; both must have the same class folders')
+        raise ValueError(
+            f'{root}: class {odd[0]!r} is in {here} and not in {there}; both must have the same class folders'
+        )
     classes = tuple(found[0])
     rows = [(label, *image) for part in found for label, name in enumerate(classes) for image in part[name]]
     labels, files, sizes, times = zip(*rows)
     digest = hashlib.sha256()
-    for file, size, changed in zip(files, sizes, times): digest.update(os.fsencode(f'{file}\0{size}\0{changed}\n'))
+    for file, size, changed in zip(files, sizes, times):
+        digest.update(os.fsencode(f'{file}\0{size}\0{changed}\n'))
     num_train = sum(map(len, found[0].values())) if len(parts) == 2 else None
     return ImageTree(root, files, np.array(labels, np.int64), classes, num_train, digest.hexdigest()[:32])
 
 # %% ../../nbs/10_images.ipynb #e7e56568
 def to_rgb(
-    image:Image.Image,  # an image of any mode
-)->Image.Image:         # mode RGB
+    image: Image.Image,  # an image of any mode
+) -> Image.Image:  # mode RGB
     "Convert an image to eight bits of red, green and blue, on white."
     if image.mode.startswith('I'):  # 16 bits, which some versions of Pillow hold in 32
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535: raise ValueError('32-bit numbers have no known range')
-        image = Image.fromarray(((values + 128)//257).astype(np.uint8))
-    if image.mode == 'F': raise ValueError('floats have no known range')
-    if not image.has_transparency_data: return image.convert('RGB')
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError('32-bit numbers have no known range')
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == 'F':
+        raise ValueError('floats have no known range')
+    if not image.has_transparency_data:
+        return image.convert('RGB')
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 # %% ../../nbs/10_images.ipynb #82d25be3
 def decode_image(
-    path,             # an image file
+    path,  # an image file
     image_size=None,  # side or (height, width) [pixels]; None leaves it as it is
-)->np.ndarray:        # (3, H, W) uint8
+) -> np.ndarray:  # (3, H, W) uint8
     "Decode a file; turn it upright, resize the shorter side and cut out the middle."
     size = None if image_size is None else size_pair(image_size)
     with Image.open(path) as image:
-        if size: image.draft(None, (2*max(size), 2*max(size)))  # for JPEG: its own reduction
+        if size:
+            image.draft(None, (2 * max(size), 2 * max(size)))  # for JPEG: its own reduction
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    if size: image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    if size:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
 # %% ../../nbs/10_images.ipynb #2ff5779a
 def _attempt(
-    path,         # an image file
-    size:object,  # (height, width), or None for its own
-)->tuple:         # (pixels, None), or (None, why not)
+    path,  # an image file
+    size: object,  # (height, width), or None for its own
+) -> tuple:  # (pixels, None), or (None, why not)
     "Decode a file that may be damaged."
-    try: return decode_image(path, size), None
+    try:
+        return decode_image(path, size), None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None: raise  # the disk or the rights, not the image
-        if isinstance(error, UnidentifiedImageError): return None, 'not an image'
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk or the rights, not the image
+        if isinstance(error, UnidentifiedImageError):
+            return None, 'not an image'
         return None, ' '.join(str(error).split()) or type(error).__name__
 
-def _check_shape(path, pixels:np.ndarray, shape:tuple):
+
+def _check_shape(path, pixels: np.ndarray, shape: tuple):
     "Check that an image has the size of the others."
     if pixels.shape != shape:
         (_, h, w), (_, height, width) = pixels.shape, shape
-        raise ValueError(f'{path} has {h} x {w} pixels, others have {height} x {width}: give an image_size for all')
+        raise ValueError(
+            f'{path} has {h} x {w} pixels, others have {height} x {width}: give an image_size for all'
+        )
 
-def _check_count(name:str, value:int, least:int)->int:
+
+def _check_count(name: str, value: int, least: int) -> int:
     "Check a whole number."
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'{name} = {value!r}: must be a whole number, {least} or more')
@@ -183,150 +236,206 @@ def _check_count(name:str, value:int, least:int)->int:
 # %% ../../nbs/10_images.ipynb #782cd57e
 class ImageFiles:
     "Hold a split as files, decoded when they are asked for."
+
     def __init__(
         self,
-        root,                  # folder that the names start from
-        files,                 # N names
-        labels,                # (N,) whole numbers
-        image_size=None,       # side or (height, width) [pixels]; None: all files have one size
-        num_workers:int=0,     # threads that decode; 0 is the caller's own
-        prefetch_factor:int=2, # announced batches that are decoded ahead, at most
-        pin_memory:bool=False, # give batches in page-locked memory, if there is a GPU
+        root,  # folder that the names start from
+        files,  # N names
+        labels,  # (N,) whole numbers
+        image_size=None,  # side or (height, width) [pixels]; None: all files have one size
+        num_workers: int = 0,  # threads that decode; 0 is the caller's own
+        prefetch_factor: int = 2,  # announced batches that are decoded ahead, at most
+        pin_memory: bool = False,  # give batches in page-locked memory, if there is a GPU
     ):
-        if len(labels) != len(files): raise ValueError(f'{len(labels)} labels for {len(files)} files: must be one for each')
+        if len(labels) != len(files):
+            raise ValueError(f'{len(labels)} labels for {len(files)} files: must be one for each')
         self.root, self.files, self.labels = Path(root), tuple(files), np.asarray(labels).astype(np.int64)
         self.size = None if image_size is None else size_pair(image_size)
         self.num_workers = _check_count('num_workers', num_workers, 0)
         self.prefetch_factor = _check_count('prefetch_factor', prefetch_factor, 1)
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.announced = deque()  # [rows, their pixels to come or None] of batches to come, the next one first
+        self.announced = (
+            deque()
+        )  # [rows, their pixels to come or None] of batches to come, the next one first
         Image.init()  # two threads that do this at once would take some files for damaged
-    def __len__(self): return len(self.files)
-    def __repr__(self): return f'{type(self).__name__}({len(self):,} files of shape {self.shape})'
+
+    def __len__(self):
+        return len(self.files)
+
+    def __repr__(self):
+        return f'{type(self).__name__}({len(self):,} files of shape {self.shape})'
+
     @cached_property
-    def pool(self): return ThreadPoolExecutor(self.num_workers, 'decode')
+    def pool(self):
+        return ThreadPoolExecutor(self.num_workers, 'decode')
+
     @cached_property
     def shape(self):
-        if self.size: return 3, *self.size
-        tried = (_attempt(self.root/file, None)[0] for file in self.files)
+        if self.size:
+            return 3, *self.size
+        tried = (_attempt(self.root / file, None)[0] for file in self.files)
         found = next((pixels.shape for pixels in tried if pixels is not None), None)
-        if found is None: raise ValueError(f'{self.root}: none of the {len(self):,} images can be decoded')
+        if found is None:
+            raise ValueError(f'{self.root}: none of the {len(self):,} images can be decoded')
         return found
+
     def prefetch(
         self,
         indices,  # (B,) rows of a batch that `batch` will be asked for; announce batches in the order of their use
     ):
         "Announce a batch."
-        if self.num_workers: _announce(self, check_indices(indices, len(self)))
+        if self.num_workers:
+            _announce(self, check_indices(indices, len(self)))
+
     def batch(
         self,
-        indices,        # (B,) positions in the split, in any order
-    )->torch.Tensor:    # (B, 3, H, W) uint8, on the CPU
+        indices,  # (B,) positions in the split, in any order
+    ) -> torch.Tensor:  # (B, 3, H, W) uint8, on the CPU
         "Decode some images, or take what was decoded ahead."
         return _collect(self, check_indices(indices, len(self)))
 
 # %% ../../nbs/10_images.ipynb #2f68afc1
-def _decode(split:ImageFiles, row:int)->np.ndarray:  # (3, H, W) uint8
+def _decode(split: ImageFiles, row: int) -> np.ndarray:  # (3, H, W) uint8
     "Decode a file that must be right."
-    path = split.root/split.files[row]
+    path = split.root / split.files[row]
     pixels, wrong = _attempt(path, split.size)
-    if wrong: raise ValueError(f'{path}: cannot be decoded ({wrong}); repair or remove it, and load the data set again')
+    if wrong:
+        raise ValueError(
+            f'{path}: cannot be decoded ({wrong}); repair or remove it, and load the data set again'
+        )
     _check_shape(path, pixels, split.shape)
     return pixels
 
-def _announce(split:ImageFiles, rows=None):
-    "Queue a batch, if one is given, and start as many as may be decoded ahead."
-    if rows is not None: split.announced.append([rows, None])
-    for batch in list(islice(split.announced, split.prefetch_factor)):
-        if batch[1] is None: batch[1] = [split.pool.submit(_decode, split, row) for row in batch[0]]
 
-def _collect(split:ImageFiles, rows:np.ndarray)->torch.Tensor:  # (B, 3, H, W) uint8
+def _announce(split: ImageFiles, rows=None):
+    "Queue a batch, if one is given, and start as many as may be decoded ahead."
+    if rows is not None:
+        split.announced.append([rows, None])
+    for batch in list(islice(split.announced, split.prefetch_factor)):
+        if batch[1] is None:
+            batch[1] = [split.pool.submit(_decode, split, row) for row in batch[0]]
+
+
+def _collect(split: ImageFiles, rows: np.ndarray) -> torch.Tensor:  # (B, 3, H, W) uint8
     "Bring the images of a batch together."
     images = torch.empty(len(rows), *split.shape, dtype=torch.uint8, pin_memory=split.pin_memory)
-    place = next((i for i, (announced, _) in enumerate(split.announced) if np.array_equal(announced, rows)), None)
+    place = next(
+        (i for i, (announced, _) in enumerate(split.announced) if np.array_equal(announced, rows)), None
+    )
     if place is None:
         decoded = (split.pool.map if split.num_workers else map)(partial(_decode, split), rows)
     else:
-        for _ in range(place): split.announced.popleft()
+        for _ in range(place):
+            split.announced.popleft()
         _announce(split)  # by now it is among the first
         decoded = (coming.result() for coming in split.announced.popleft()[1])
-    for image, pixels in zip(images.numpy(), decoded): image[:] = pixels
-    if place is not None: _announce(split)
+    for image, pixels in zip(images.numpy(), decoded):
+        image[:] = pixels
+    if place is not None:
+        _announce(split)
     return images
 
 # %% ../../nbs/10_images.ipynb #6691b7eb
 BLOCK = 16  # files that a thread takes at a time
 
+
 def _check_bad(
-    bad:dict,       # name -> why it cannot be decoded
-    total:int,      # number of files
-    max_bad:float,  # share that may be so, in [0, 1)
+    bad: dict,  # name -> why it cannot be decoded
+    total: int,  # number of files
+    max_bad: float,  # share that may be so, in [0, 1)
 ):
     "Check that not too many files are damaged."
-    if not 0 <= max_bad < 1: raise ValueError(f'max_bad = {max_bad}: must lie in [0, 1); it is the share of images that may be damaged')
-    if len(bad) > max_bad*total:
-        raise ValueError(f'more than max_bad = {max_bad} of the {total:,} images cannot be decoded: {name_bad(bad)}; '
-                         'repair or remove them, or raise max_bad')
+    if not 0 <= max_bad < 1:
+        raise ValueError(
+            f'max_bad = {max_bad}: must lie in [0, 1); it is the share of images that may be damaged'
+        )
+    if len(bad) > max_bad * total:
+        raise ValueError(
+            f'more than max_bad = {max_bad} of the {total:,} images cannot be decoded: {name_bad(bad)}; '
+            'repair or remove them, or raise max_bad'
+        )
+
 
 def name_bad(
-    bad:dict,  # name -> why it cannot be decoded
-)->str:        # the first five, and how many more
+    bad: dict,  # name -> why it cannot be decoded
+) -> str:  # the first five, and how many more
     "Name damaged files in one line."
     more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
     return ', '.join(f'{file} ({why})' for file, why in list(bad.items())[:5]) + more
 
 # %% ../../nbs/10_images.ipynb #32519dda
-def _attempts(split:ImageFiles):
+def _attempts(split: ImageFiles):
     "Decode all files, each once, in order; give (pixels, None) or (None, why not)."
-    blocks = [split.files[start:start + BLOCK] for start in range(0, len(split), BLOCK)]
-    def decode(files): return [_attempt(split.root/file, split.size) for file in files]
-    if not split.num_workers: yield from chain.from_iterable(map(decode, blocks))
+    blocks = [split.files[start : start + BLOCK] for start in range(0, len(split), BLOCK)]
+
+    def decode(files):
+        return [_attempt(split.root / file, split.size) for file in files]
+
+    if not split.num_workers:
+        yield from chain.from_iterable(map(decode, blocks))
     else:
         waiting = deque()
         for block in blocks:
             waiting.append(split.pool.submit(decode, block))
-            if len(waiting) > 2*split.num_workers: yield from waiting.popleft().result()
-        for coming in waiting: yield from coming.result()
+            if len(waiting) > 2 * split.num_workers:
+                yield from waiting.popleft().result()
+        for coming in waiting:
+            yield from coming.result()
+
 
 def decode_all(
-    split:ImageFiles,    # files
-    max_bad:float=0.01,  # share that may be damaged
-    out=None,            # binary file that gets the pixels of the others, one image after the other
-)->dict:                 # name -> why it cannot be decoded
+    split: ImageFiles,  # files
+    max_bad: float = 0.01,  # share that may be damaged
+    out=None,  # binary file that gets the pixels of the others, one image after the other
+) -> dict:  # name -> why it cannot be decoded
     "Decode all files once, to find the damaged ones or to keep the pixels."
     bad = {}
     _check_bad(bad, len(split), max_bad)
-    shown = tqdm(zip(split.files, _attempts(split)), 'decoding', len(split), unit='image', delay=3, mininterval=.5, leave=False)
+    shown = tqdm(
+        zip(split.files, _attempts(split)),
+        'decoding',
+        len(split),
+        unit='image',
+        delay=3,
+        mininterval=0.5,
+        leave=False,
+    )
     for file, (pixels, why) in shown:
         if why:
             bad[file] = why
             _check_bad(bad, len(split), max_bad)
         else:
-            _check_shape(split.root/file, pixels, split.shape)
-            if out: out.write(pixels.tobytes())
+            _check_shape(split.root / file, pixels, split.shape)
+            if out:
+                out.write(pixels.tobytes())
     return bad
 
 # %% ../../nbs/10_images.ipynb #aba6c032
-def _hash_record(record:dict)->str:  # 32 hexadecimal digits
+def _hash_record(record: dict) -> str:  # 32 hexadecimal digits
     "Hash a record, all but its hash."
     content = {key: value for key, value in record.items() if key != 'hash'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
+
 def read_record(
-    path,      # JSON file
-    key:str,   # what it must be a record of
-)->dict|None:  # None if there is none, or another one, or half of one
+    path,  # JSON file
+    key: str,  # what it must be a record of
+) -> dict | None:  # None if there is none, or another one, or half of one
     "Read a record that is whole and has this key."
-    try: record = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError): return None
-    if not isinstance(record, dict) or record.get('key') != key or record.get('hash') != _hash_record(record): return None
+    try:
+        record = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get('key') != key or record.get('hash') != _hash_record(record):
+        return None
     return record
 
+
 def write_record(
-    path,      # JSON file
-    key:str,   # what it is a record of
-    **content, # fit for JSON
-)->dict:       # the record
+    path,  # JSON file
+    key: str,  # what it is a record of
+    **content,  # fit for JSON
+) -> dict:  # the record
     "Write a record atomically, with its key and its hash."
     record = dict(key=key, **content)
     record['hash'] = _hash_record(record)
@@ -336,55 +445,72 @@ def write_record(
 # %% ../../nbs/10_images.ipynb #c8785547
 CACHE = '.nested_learning'  # folder inside the tree
 CACHE_VERSION = 1
-MEMORY_LIMIT = 2*10**9      # bytes of pixels that count as fitting into memory
+MEMORY_LIMIT = 2 * 10**9  # bytes of pixels that count as fitting into memory
 
-def _hash_file(path)->str|None:  # 32 hexadecimal digits; None if it cannot be read
+
+def _hash_file(path) -> str | None:  # 32 hexadecimal digits; None if it cannot be read
     "Hash a file without holding it."
     digest = hashlib.sha256()
     try:
         with open(path, 'rb') as file:
-            while block := file.read(2**20): digest.update(block)
-    except OSError: return None
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return None
     return digest.hexdigest()[:32]
 
-def _writable(folder:Path)->bool:
+
+def _writable(folder: Path) -> bool:
     "Make a folder if need be, and clear away what a killed run left half written; warn if nothing can be written into it."
     for part in folder.glob('.*.part'):
         with suppress(OSError):
-            if time() - part.stat().st_mtime > 3600: part.unlink()
+            if time() - part.stat().st_mtime > 3600:
+                part.unlink()
     try:
         folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder): return True
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError as error:
-        warnings.warn(f'{folder}: cannot be written ({error.strerror}), so all images are decoded again at every start', stacklevel=4)
+        warnings.warn(
+            f'{folder}: cannot be written ({error.strerror}), so all images are decoded again at every start',
+            stacklevel=4,
+        )
         return False
 
-def _as_images(pixels:np.ndarray, shape:tuple)->torch.Tensor:  # (N, 3, H, W) uint8
+
+def _as_images(pixels: np.ndarray, shape: tuple) -> torch.Tensor:  # (N, 3, H, W) uint8
     return torch.from_numpy(pixels.reshape(-1, *shape))
 
 # %% ../../nbs/10_images.ipynb #91d2c9d1
 def load_pixels(
-    split:ImageFiles,      # files
-    fingerprint:str,       # of their tree
-    in_memory=None,        # keep the pixels? None: if they fit, see `MEMORY_LIMIT`
-    max_bad:float=0.01,    # share of the files that may be damaged
-)->tuple:                  # (N, 3, H, W) uint8 pixels of those that are not, or None if not in memory; name -> why of those that are
+    split: ImageFiles,  # files
+    fingerprint: str,  # of their tree
+    in_memory=None,  # keep the pixels? None: if they fit, see `MEMORY_LIMIT`
+    max_bad: float = 0.01,  # share of the files that may be damaged
+) -> (
+    tuple
+):  # (N, 3, H, W) uint8 pixels of those that are not, or None if not in memory; name -> why of those that are
     "Find the damaged files, and load the pixels of the others if they fit: from what is kept beside the data, else by decoding."
-    if in_memory is None: in_memory = len(split)*math.prod(split.shape) <= MEMORY_LIMIT
-    folder, name = split.root/CACHE, f'{split.size[0]}x{split.size[1]}' if split.size else 'as_is'
-    stored, path = folder/f'{name}.json', folder/f'{name}.uint8'
+    if in_memory is None:
+        in_memory = len(split) * math.prod(split.shape) <= MEMORY_LIMIT
+    folder, name = split.root / CACHE, f'{split.size[0]}x{split.size[1]}' if split.size else 'as_is'
+    stored, path = folder / f'{name}.json', folder / f'{name}.uint8'
     key = hashlib.sha256(f'{CACHE_VERSION}/{name}/{fingerprint}'.encode()).hexdigest()[:32]
     record = read_record(stored, key)
-    if record and in_memory and (record['pixels'] is None or record['pixels'] != _hash_file(path)): record = None
-    if record: _check_bad(record['bad'], len(split), max_bad)
+    if record and in_memory and (record['pixels'] is None or record['pixels'] != _hash_file(path)):
+        record = None
+    if record:
+        _check_bad(record['bad'], len(split), max_bad)
     elif not _writable(folder):
         out = io.BytesIO() if in_memory else None
         bad = decode_all(split, max_bad, out)
         return _as_images(np.frombuffer(out.getbuffer(), np.uint8), split.shape) if in_memory else None, bad
     elif in_memory:
         with write_atomic(path) as temporary:
-            with open(temporary, 'wb') as out: bad = decode_all(split, max_bad, out)
+            with open(temporary, 'wb') as out:
+                bad = decode_all(split, max_bad, out)
             digest = _hash_file(temporary)
         record = write_record(stored, key, bad=bad, pixels=digest)
-    else: record = write_record(stored, key, bad=decode_all(split, max_bad), pixels=None)
+    else:
+        record = write_record(stored, key, bad=decode_all(split, max_bad), pixels=None)
     return _as_images(np.memmap(path, np.uint8, 'c'), split.shape) if in_memory else None, record['bad']

@@ -17,149 +17,190 @@ from .datasets import resize
 
 # %% ../../nbs/13_ood.ipynb #a746a2dd
 def image_keys(
-    seed:int,            # the run's seed
-    kind:str,            # kind of image: each kind has keys of its own
-    indices:np.ndarray,  # (n,) int64 image numbers, 0 or more
-)->np.ndarray:           # (n,) uint64
+    seed: int,  # the run's seed
+    kind: str,  # kind of image: each kind has keys of its own
+    indices: np.ndarray,  # (n,) int64 image numbers, 0 or more
+) -> np.ndarray:  # (n,) uint64
     "Mix seed, kind and image number into one key per image."
     return splitmix64(splitmix64(indices.astype(np.uint64)) ^ np.uint64(derive_seed(seed, f'ood {kind}')))
 
+
 def random_bytes(
-    keys:np.ndarray,  # (n,) uint64, one per image
-    count:int,        # bytes per image
-)->np.ndarray:        # (n, count) uint8, uniform
+    keys: np.ndarray,  # (n,) uint64, one per image
+    count: int,  # bytes per image
+) -> np.ndarray:  # (n, count) uint8, uniform
     "Draw the same number of random bytes for each image."
-    counters = splitmix64(np.arange(-(-count//8), dtype=np.uint64))
+    counters = splitmix64(np.arange(-(-count // 8), dtype=np.uint64))
     return splitmix64(counters ^ keys[:, None]).astype('<u8').view(np.uint8)[:, :count]
 
 # %% ../../nbs/13_ood.ipynb #7db47f66
 def uniform_noise(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Make images whose pixels are independent and uniform."
-    return random_bytes(keys, channels*height*width).reshape(-1, channels, height, width)
+    return random_bytes(keys, channels * height * width).reshape(-1, channels, height, width)
 
 # %% ../../nbs/13_ood.ipynb #d9a8ce85
 def gaussian_noise(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Make images whose pixels are independent and nearly normal: sums of eight bytes."
-    total = random_bytes(keys, 8*channels*height*width).reshape(-1, channels, height, width, 8).sum(-1, dtype=np.int32)
+    total = (
+        random_bytes(keys, 8 * channels * height * width)
+        .reshape(-1, channels, height, width, 8)
+        .sum(-1, dtype=np.int32)
+    )
     return ((total - 508) // 4).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/13_ood.ipynb #9758e267
 GRID = 4  # random points along each side of a smooth image
 
+
 def smooth_noise(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Make low-frequency images: a coarse random grid, bilinear in between."
+
     def stretch(x, axis, size):
-        at = np.arange(size) * (GRID-1) * 256 // max(size-1, 1)  # place on the grid, in 256ths
+        at = np.arange(size) * (GRID - 1) * 256 // max(size - 1, 1)  # place on the grid, in 256ths
         weight = (at % 256).reshape([-1 if a == axis else 1 for a in range(4)])
-        low, high = at // 256, np.minimum(at // 256 + 1, GRID-1)
-        return x.take(low, axis)*(256 - weight) + x.take(high, axis)*weight
-    grid = random_bytes(keys, channels*GRID*GRID).reshape(-1, channels, GRID, GRID).astype(np.int32)
+        low, high = at // 256, np.minimum(at // 256 + 1, GRID - 1)
+        return x.take(low, axis) * (256 - weight) + x.take(high, axis) * weight
+
+    grid = random_bytes(keys, channels * GRID * GRID).reshape(-1, channels, GRID, GRID).astype(np.int32)
     return ((stretch(stretch(grid, 2, height), 3, width) + 32768) // 65536).astype(np.uint8)
 
 # %% ../../nbs/13_ood.ipynb #c6e76788
 BLOBS = 6  # discs of an image
 
+
 def blobs(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Paint soft discs of random place, size and colour on a plain ground."
-    bytes_ = random_bytes(keys, (BLOBS+1)*channels + 3*BLOBS).astype(np.int64)
-    colours, places = np.split(bytes_, [(BLOBS+1)*channels], axis=1)
-    colours, places = colours.reshape(-1, BLOBS+1, channels, 1, 1), places.reshape(-1, BLOBS, 3, 1, 1)
-    y, x = 256*np.arange(height)[:, None] + 128, 256*np.arange(width) + 128  # centres of the pixels [1/256 pixel]
+    bytes_ = random_bytes(keys, (BLOBS + 1) * channels + 3 * BLOBS).astype(np.int64)
+    colours, places = np.split(bytes_, [(BLOBS + 1) * channels], axis=1)
+    colours, places = colours.reshape(-1, BLOBS + 1, channels, 1, 1), places.reshape(-1, BLOBS, 3, 1, 1)
+    y, x = (
+        256 * np.arange(height)[:, None] + 128,
+        256 * np.arange(width) + 128,
+    )  # centres of the pixels [1/256 pixel]
     images = colours[:, 0]
     for i in range(BLOBS):
-        row, column, size = places[:, i, 0]*height, places[:, i, 1]*width, places[:, i, 2]
-        radius = min(height, width)*(24 + size//3)  # 0.09 to 0.43 of the shorter side
-        inside = np.maximum(radius**2 - (y-row)**2 - (x-column)**2, 0)
-        cover = (inside*256 // radius**2)[:, None]  # (n, 1, H, W) 0..256
-        images = (images*(256-cover) + colours[:, i+1]*cover + 128) // 256
+        row, column, size = places[:, i, 0] * height, places[:, i, 1] * width, places[:, i, 2]
+        radius = min(height, width) * (24 + size // 3)  # 0.09 to 0.43 of the shorter side
+        inside = np.maximum(radius**2 - (y - row) ** 2 - (x - column) ** 2, 0)
+        cover = (inside * 256 // radius**2)[:, None]  # (n, 1, H, W) 0..256
+        images = (images * (256 - cover) + colours[:, i + 1] * cover + 128) // 256
     return images.astype(np.uint8)
 
 # %% ../../nbs/13_ood.ipynb #08e700d3
 def textures(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Blend two oriented gratings; along a side each has four or more pixels per period."
     bytes_ = random_bytes(keys, 7 + channels).astype(np.int64)[:, :, None, None]
-    across, down, start = bytes_[:, 0:2]//2 - 64, bytes_[:, 2:4]//2 - 64, bytes_[:, 4:6]  # [1/256 period] per pixel, or at the corner
-    phase = across*np.arange(width) + down*np.arange(height)[:, None] + start             # (n, 2, H, W)
-    bow = phase % 128 * (128 - phase % 128)                                               # 0..4096
-    wave = np.where(phase % 256 < 128, 4096 + bow, 4096 - bow)                            # 0..8192
-    blend = wave[:, :1]*bytes_[:, 6:7] + wave[:, 1:]*(255 - bytes_[:, 6:7])               # (n, 1, H, W) 0..full
-    full, colour = 8192*255, bytes_[:, 7:]
-    return ((colour*(full-blend) + (colour ^ 128)*blend + full//2) // full).astype(np.uint8)
+    across, down, start = (
+        bytes_[:, 0:2] // 2 - 64,
+        bytes_[:, 2:4] // 2 - 64,
+        bytes_[:, 4:6],
+    )  # [1/256 period] per pixel, or at the corner
+    phase = across * np.arange(width) + down * np.arange(height)[:, None] + start  # (n, 2, H, W)
+    bow = phase % 128 * (128 - phase % 128)  # 0..4096
+    wave = np.where(phase % 256 < 128, 4096 + bow, 4096 - bow)  # 0..8192
+    blend = wave[:, :1] * bytes_[:, 6:7] + wave[:, 1:] * (255 - bytes_[:, 6:7])  # (n, 1, H, W) 0..full
+    full, colour = 8192 * 255, bytes_[:, 7:]
+    return ((colour * (full - blend) + (colour ^ 128) * blend + full // 2) // full).astype(np.uint8)
 
 # %% ../../nbs/13_ood.ipynb #32eb0857
 PATCHES = 4  # patches along each side, or a few more where the side is no multiple
 
+
 def _rows(source, indices):
     "Copy images of a split, an array or a tensor."
     indices = indices.astype(np.int64)
-    return torch.as_tensor(source.batch(indices) if hasattr(source, 'batch') else source[indices]).numpy().copy()
+    return (
+        torch.as_tensor(source.batch(indices) if hasattr(source, 'batch') else source[indices]).numpy().copy()
+    )
+
 
 def patch_shuffle(
-    keys:np.ndarray,  # (n,) uint64
-    channels:int,
-    height:int,       # [pixels]
-    width:int,        # [pixels]
-    source,           # (N, C, H, W) uint8 images, or a split with length and `batch`
-)->np.ndarray:        # (n, C, H, W) uint8
+    keys: np.ndarray,  # (n,) uint64
+    channels: int,
+    height: int,  # [pixels]
+    width: int,  # [pixels]
+    source,  # (N, C, H, W) uint8 images, or a split with length and `batch`
+) -> np.ndarray:  # (n, C, H, W) uint8
     "Cut images of the source into patches and put them together in random order."
-    if source is None: raise ValueError("kind = 'patch_shuffle': cuts up images; pass source=, the training images or their split")
-    h, w = max(1, height//PATCHES), max(1, width//PATCHES)
-    rows, columns = height//h, width//w
-    bits = random_bytes(keys, 8*(1 + rows*columns)).view('<u8')
+    if source is None:
+        raise ValueError(
+            "kind = 'patch_shuffle': cuts up images; pass source=, the training images or their split"
+        )
+    h, w = max(1, height // PATCHES), max(1, width // PATCHES)
+    rows, columns = height // h, width // w
+    bits = random_bytes(keys, 8 * (1 + rows * columns)).view('<u8')
     images = _rows(source, bits[:, 0] % np.uint64(len(source)))
     if images.dtype != np.uint8 or images.shape[1:] != (channels, height, width):
-        raise ValueError(f'source images are {images.dtype} {images.shape[1:]}: must be uint8 {(channels, height, width)}, like those asked for')
-    inner = images[:, :, :rows*h, :columns*w]
-    patches = inner.reshape(-1, channels, rows, h, columns, w).transpose(0, 2, 4, 1, 3, 5).reshape(len(keys), rows*columns, channels, h, w)
+        raise ValueError(
+            f'source images are {images.dtype} {images.shape[1:]}: must be uint8 {(channels, height, width)}, like those asked for'
+        )
+    inner = images[:, :, : rows * h, : columns * w]
+    patches = (
+        inner.reshape(-1, channels, rows, h, columns, w)
+        .transpose(0, 2, 4, 1, 3, 5)
+        .reshape(len(keys), rows * columns, channels, h, w)
+    )
     patches = np.take_along_axis(patches, bits[:, 1:].argsort(1, kind='stable')[:, :, None, None, None], 1)
-    inner[:] = patches.reshape(-1, rows, columns, channels, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(inner.shape)
+    inner[:] = (
+        patches.reshape(-1, rows, columns, channels, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(inner.shape)
+    )
     return images
 
 # %% ../../nbs/13_ood.ipynb #b578421a
-KINDS = {'uniform': uniform_noise, 'gaussian': gaussian_noise, 'smooth': smooth_noise, 'blobs': blobs, 'textures': textures,
-         'patch_shuffle': patch_shuffle}
+KINDS = {
+    'uniform': uniform_noise,
+    'gaussian': gaussian_noise,
+    'smooth': smooth_noise,
+    'blobs': blobs,
+    'textures': textures,
+    'patch_shuffle': patch_shuffle,
+}
 MIXED = ('uniform', 'gaussian', 'smooth')  # image k of 'mixed' is of kind MIXED[k % 3]
+
 
 def _image_numbers(indices):
     "Check numbers of images: (n,) int64."
     k = np.asarray(indices).astype(np.int64).reshape(-1)
-    if (k < 0).any(): raise ValueError(f'image number = {k.min()}: must be 0 or more; a row with sample = s shows image number -1-s')
+    if (k < 0).any():
+        raise ValueError(
+            f'image number = {k.min()}: must be 0 or more; a row with sample = s shows image number -1-s'
+        )
     return k
 
 # %% ../../nbs/13_ood.ipynb #307298c9
 def ood_images(
-    seed:int,         # the run's seed
-    indices,          # (n,) image numbers k, 0 or more: array, tensor or list
-    channels:int,     # as in the data set
-    image_size,       # (H, W) [pixels], as in the data set
-    kind:str='mixed', # one of `KINDS`, or 'mixed'
-    source=None,      # images (N, C, H, W) uint8 or a split, for 'patch_shuffle'; the other kinds don't look at it
-)->torch.Tensor:      # (n, C, H, W) uint8, on the CPU
+    seed: int,  # the run's seed
+    indices,  # (n,) image numbers k, 0 or more: array, tensor or list
+    channels: int,  # as in the data set
+    image_size,  # (H, W) [pixels], as in the data set
+    kind: str = 'mixed',  # one of `KINDS`, or 'mixed'
+    source=None,  # images (N, C, H, W) uint8 or a split, for 'patch_shuffle'; the other kinds don't look at it
+) -> torch.Tensor:  # (n, C, H, W) uint8, on the CPU
     "Make the out-of-distribution images of these numbers."
     k = _image_numbers(indices)
     if kind not in KINDS and kind != 'mixed':
@@ -177,23 +218,31 @@ def _order(seed, n):
     "Remember the order of a data set's images: it is asked for with every batch."
     return permutation(seed, 'ood dataset', n)
 
+
 def from_dataset(
-    split,       # images of a data set that shares no class with the stream: length and `batch`; its labels are not read
-    seed:int,    # the run's seed
-    indices,     # (n,) image numbers k, 0 or more: array, tensor or list
-    channels:int,  # as in the stream's data set
+    split,  # images of a data set that shares no class with the stream: length and `batch`; its labels are not read
+    seed: int,  # the run's seed
+    indices,  # (n,) image numbers k, 0 or more: array, tensor or list
+    channels: int,  # as in the stream's data set
     image_size,  # (H, W) [pixels], as in the stream's data set
-)->torch.Tensor: # (n, C, H, W) uint8, on the CPU
+) -> torch.Tensor:  # (n, C, H, W) uint8, on the CPU
     "Take out-of-distribution images from another data set, each at most once."
     k = _image_numbers(indices)
     if len(k) and k.max() >= len(split):
-        raise ValueError(f'image number = {k.max()}: the other data set has {len(split)} images, each shown at most once (numbers 0 to {len(split)-1}); '
-                         'lower ood_ratio or take a larger data set')
-    if not len(k): return torch.empty(0, channels, *image_size, dtype=torch.uint8)
+        raise ValueError(
+            f'image number = {k.max()}: the other data set has {len(split)} images, each shown at most once (numbers 0 to {len(split) - 1}); '
+            'lower ood_ratio or take a larger data set'
+        )
+    if not len(k):
+        return torch.empty(0, channels, *image_size, dtype=torch.uint8)
     images = split.batch(_order(seed, len(split))[k])
-    if images.shape[1] == 1: images = images.repeat(1, channels, 1, 1)
+    if images.shape[1] == 1:
+        images = images.repeat(1, channels, 1, 1)
     elif (images.shape[1], channels) == (3, 1):
         red, green, blue = images.int().split(1, dim=1)
-        images = ((299*red + 587*green + 114*blue + 500) // 1000).to(torch.uint8)
-    elif images.shape[1] != channels: raise ValueError(f'channels = {channels}: the other data set has {images.shape[1]}; 1 and 3 can be made of each other')
+        images = ((299 * red + 587 * green + 114 * blue + 500) // 1000).to(torch.uint8)
+    elif images.shape[1] != channels:
+        raise ValueError(
+            f'channels = {channels}: the other data set has {images.shape[1]}; 1 and 3 can be made of each other'
+        )
     return resize(images, tuple(image_size))

@@ -15,97 +15,122 @@ from ..core import permutation
 
 # %% ../../nbs/14_transforms.ipynb #d309f807
 def normalise(
-    images:torch.Tensor,  # (B, C, H, W) uint8 pixels
-)->torch.Tensor:          # (B, C, H, W) float32 in [-1, 1], on the same device
+    images: torch.Tensor,  # (B, C, H, W) uint8 pixels
+) -> torch.Tensor:  # (B, C, H, W) float32 in [-1, 1], on the same device
     "Map pixels 0..255 to [-1, 1]: a fixed rule, no statistics of future tasks."
     if images.dtype != torch.uint8:
-        raise ValueError(f'images are {images.dtype}: must be torch.uint8, pixels 0 to 255; normalise them once only')
+        raise ValueError(
+            f'images are {images.dtype}: must be torch.uint8, pixels 0 to 255; normalise them once only'
+        )
     return images.float().div_(127.5).sub_(1)
 
 # %% ../../nbs/14_transforms.ipynb #6e9b6902
 AUGMENTS = ('none', 'crop', 'crop_flip')
 
+
 def _check_augment(kind, generator):
-    if kind not in AUGMENTS: raise ValueError(f'augment = {kind!r}: must be one of {", ".join(map(repr, AUGMENTS))}')
+    if kind not in AUGMENTS:
+        raise ValueError(f'augment = {kind!r}: must be one of {", ".join(map(repr, AUGMENTS))}')
     if kind != 'none' and generator is None:
-        raise ValueError(f"augment = {kind!r}: needs a random generator; pass core.generator(seed, 'augment')")
+        raise ValueError(
+            f"augment = {kind!r}: needs a random generator; pass core.generator(seed, 'augment')"
+        )
 
 # %% ../../nbs/14_transforms.ipynb #fb7269f1
 def augment(
-    images:torch.Tensor,  # (B, C, H, W) uint8
-    kind:str,             # 'none', 'crop' (shift by up to an eighth, zeros outside) or 'crop_flip' (and mirror half of them)
-    generator:torch.Generator|None=None,  # where the random numbers come from; its state moves on
-)->torch.Tensor:          # (B, C, H, W) uint8, on the device of `images`
+    images: torch.Tensor,  # (B, C, H, W) uint8
+    kind: str,  # 'none', 'crop' (shift by up to an eighth, zeros outside) or 'crop_flip' (and mirror half of them)
+    generator: torch.Generator | None = None,  # where the random numbers come from; its state moves on
+) -> torch.Tensor:  # (B, C, H, W) uint8, on the device of `images`
     "Shift and mirror each image of a batch at random."
     _check_augment(kind, generator)
-    if kind == 'none': return images
+    if kind == 'none':
+        return images
     B, C, H, W = images.shape
-    def draw(n): return torch.randint(n, (B, 1), generator=generator, device=generator.device).to(images.device)
+
+    def draw(n):
+        return torch.randint(n, (B, 1), generator=generator, device=generator.device).to(images.device)
+
     i, j = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
-    rows, left = i + draw(2*(H//8) + 1), draw(2*(W//8) + 1)  # (B, H), (B, 1)
-    if kind == 'crop_flip': j = torch.where(draw(2) == 1, W-1-j, j)
+    rows, left = i + draw(2 * (H // 8) + 1), draw(2 * (W // 8) + 1)  # (B, H), (B, 1)
+    if kind == 'crop_flip':
+        j = torch.where(draw(2) == 1, W - 1 - j, j)
     cols = j + left  # (B, W)
-    padded = F.pad(images, (W//8, W//8, H//8, H//8))
+    padded = F.pad(images, (W // 8, W // 8, H // 8, H // 8))
     b = torch.arange(B, device=images.device)
     moved = padded[b[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
-    return moved.flatten().view(B, C, H, W)  # `contiguous` would leave grey images in strides that mean channels_last
+    return moved.flatten().view(
+        B, C, H, W
+    )  # `contiguous` would leave grey images in strides that mean channels_last
 
 # %% ../../nbs/14_transforms.ipynb #a49713a9
 class View:
     "Turn raw images into what the network sees: augment, then normalise."
+
     def __init__(
         self,
-        augment:str='none',  # one of `AUGMENTS`
-        generator:torch.Generator|None=None,  # for the augmentation; needed unless that is 'none'
+        augment: str = 'none',  # one of `AUGMENTS`
+        generator: torch.Generator | None = None,  # for the augmentation; needed unless that is 'none'
     ):
         _check_augment(augment, generator)
         self.kind, self.generator = augment, generator
+
     def __call__(
         self,
-        images:torch.Tensor,  # (B, C, H, W) uint8
-    )->torch.Tensor:          # (B, C, H, W) float32 in [-1, 1], a fresh draw at each call
+        images: torch.Tensor,  # (B, C, H, W) uint8
+    ) -> torch.Tensor:  # (B, C, H, W) float32 in [-1, 1], a fresh draw at each call
         return normalise(augment(images, self.kind, self.generator))
+
     plain = staticmethod(normalise)
 
 # %% ../../nbs/14_transforms.ipynb #b0342af8
 def _blur(
-    images:torch.Tensor,  # (B, C, H, W) uint8
-)->torch.Tensor:          # (B, C, H, W) uint8
+    images: torch.Tensor,  # (B, C, H, W) uint8
+) -> torch.Tensor:  # (B, C, H, W) uint8
     "Smooth along both axes by binomial weights, rounded."
     for axis in (2, 3):
         n, at = images.shape[axis], torch.arange(images.shape[axis], device=images.device)
-        parts = (w*images.index_select(axis, (at+d).clamp(0, n-1)).short() for w, d in zip((1, 4, 6, 4, 1), range(-2, 3)))
+        parts = (
+            w * images.index_select(axis, (at + d).clamp(0, n - 1)).short()
+            for w, d in zip((1, 4, 6, 4, 1), range(-2, 3))
+        )
         images = ((sum(parts) + 8) // 16).byte()
     return images
 
+
 @lru_cache(maxsize=4)
 def _pixel_order(
-    n:int,  # pixels of an image
-)->torch.Tensor:  # (n,)
+    n: int,  # pixels of an image
+) -> torch.Tensor:  # (n,)
     return torch.from_numpy(permutation(0, 'domain pixels', n))
 
+
 def _permute(
-    images:torch.Tensor,  # (B, C, H, W) uint8
-)->torch.Tensor:          # (B, C, H, W) uint8
+    images: torch.Tensor,  # (B, C, H, W) uint8
+) -> torch.Tensor:  # (B, C, H, W) uint8
     "Move all pixels by one permutation, the same for every image and channel."
-    return images.flatten(2)[:, :, _pixel_order(images.shape[2]*images.shape[3]).to(images.device)].reshape(images.shape)
+    return images.flatten(2)[:, :, _pixel_order(images.shape[2] * images.shape[3]).to(images.device)].reshape(
+        images.shape
+    )
+
 
 def _pixelate(
-    images:torch.Tensor,  # (B, C, H, W) uint8
-)->torch.Tensor:          # (B, C, H, W) uint8
+    images: torch.Tensor,  # (B, C, H, W) uint8
+) -> torch.Tensor:  # (B, C, H, W) uint8
     "Let blocks of 2 x 2 pixels take the value of their first."
-    i, j = (torch.arange(n, device=images.device)//2*2 for n in images.shape[2:])
+    i, j = (torch.arange(n, device=images.device) // 2 * 2 for n in images.shape[2:])
     return images[:, :, i[:, None], j]
+
 
 DOMAINS = {  # name -> function of a batch (B, C, H, W) uint8; a stream takes the first ones unless it names others
     'plain': lambda images: images,
-    'inverted': lambda images: 255-images,
+    'inverted': lambda images: 255 - images,
     'rotated': lambda images: images.flip(2, 3),  # by 180 degrees
     'blurred': _blur,
-    'darker': lambda images: images//3,
+    'darker': lambda images: images // 3,
     'permuted': _permute,
     'mirrored': lambda images: images.flip(3),
-    'brighter': lambda images: 255-(255-images)//3,
+    'brighter': lambda images: 255 - (255 - images) // 3,
     'pixelated': _pixelate,
-    'posterised': lambda images: images//64*85,   # four grey levels
+    'posterised': lambda images: images // 64 * 85,  # four grey levels
 }

@@ -8,7 +8,18 @@ __all__ = ['PLOTLY', 'COLUMNS', 'EXTRAS', 'TASK_COLOURS', 'FOLDERS', 'plotly_htm
            'dead_links', 'site', 'main']
 
 # %% ../../nbs/99_docs.ipynb #8e49b202
-import argparse, ast, hashlib, importlib, json, os, posixpath, re, shutil, subprocess, sys, tempfile
+import argparse
+import ast
+import hashlib
+import importlib
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,13 +34,15 @@ from ..measure.metrics import mean_interval
 # %% ../../nbs/99_docs.ipynb #d06c88f6
 PLOTLY = 'application/vnd.plotly.v1+json'  # the form in which a notebook saves a plotly figure
 
+
 def plotly_html(
-    cell:dict,  # notebook cell; changed in place
+    cell: dict,  # notebook cell; changed in place
 ):
     "Turn each saved plotly output of a cell into HTML that a static site can show (an nbdev processor)."
     for output in cell.get('outputs', []):
         data = output.get('data', {})
-        if PLOTLY not in data: continue
+        if PLOTLY not in data:
+            continue
         spec = {key: value for key, value in data[PLOTLY].items() if key != 'config'}
         name = 'fig-' + hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
         data.clear()
@@ -38,75 +51,129 @@ def plotly_html(
 # %% ../../nbs/99_docs.ipynb #b875f36b
 class FoldSource:
     "Keep the code of exported functions and classes on the page, folded, after their documentation (an nbdev processor)."
-    def __init__(self,
+
+    def __init__(
+        self,
         nb,  # notebook whose cells nbdev has documented
-    ): self.nb = nb
+    ):
+        self.nb = nb
 
     def begin(self):
         "Rearrange the cells of the notebook."
         kept, waiting = [], []
         for cell in self.nb.cells:
-            if not getattr(cell, 'has_sd', False): kept, waiting = kept + waiting, []
-            if cell.cell_type != 'code': kept.append(cell)
-            elif {'export', 'exporti'} & set(cell.directives_): waiting += self.fold(cell)
-            elif not {'hide', 'default_exp'} & set(cell.directives_): kept.append(cell)
+            if not getattr(cell, 'has_sd', False):
+                kept, waiting = kept + waiting, []
+            if cell.cell_type != 'code':
+                kept.append(cell)
+            elif {'export', 'exporti'} & set(cell.directives_):
+                waiting += self.fold(cell)
+            elif not {'hide', 'default_exp'} & set(cell.directives_):
+                kept.append(cell)
         self.nb.cells = kept + waiting
 
     def fold(self, cell):
         "Fold the code of one exported cell; a cell of imports vanishes."
         body = ast.parse(cell.source).body
-        if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body): return []
+        if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body):
+            return []
         if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body):
             cell.source = '#| code-fold: true\n#| code-summary: "Source"\n' + cell.source
         return [cell]
 
 # %% ../../nbs/99_docs.ipynb #a1b26ad5
 def load_results(
-    path,    # results file, such as nbs/runs/results/digits.json
-)->dict:     # as written by nbs/runs/compare.ipynb
+    path,  # results file, such as nbs/runs/results/digits.json
+) -> dict:  # as written by nbs/runs/compare.ipynb
     "Read a results file and check that it holds what the table and the picture need."
-    if not Path(path).is_file(): raise ValueError(f'results = {str(path)!r}: no such file; run nbs/runs/compare.ipynb to make it')
+    if not Path(path).is_file():
+        raise ValueError(f'results = {str(path)!r}: no such file; run nbs/runs/compare.ipynb to make it')
     results = json.loads(Path(path).read_text(encoding='utf-8'))
     missing = [key for key in ('data', 'seeds', 'hardware', 'commit', 'methods') if key not in results]
-    if missing: raise ValueError(f'results = {str(path)!r}: lacks {missing}; must be a file that nbs/runs/compare.ipynb wrote')
+    if missing:
+        raise ValueError(
+            f'results = {str(path)!r}: lacks {missing}; must be a file that nbs/runs/compare.ipynb wrote'
+        )
     for name, rows in results['methods'].items():
         seeds = [row['seed'] for row in rows]
-        if seeds != results['seeds']: raise ValueError(f'methods[{name!r}] has seeds {seeds}: must be {results["seeds"]}, as in every other method')
+        if seeds != results['seeds']:
+            raise ValueError(
+                f'methods[{name!r}] has seeds {seeds}: must be {results["seeds"]}, as in every other method'
+            )
     return results
 
 # %% ../../nbs/99_docs.ipynb #f7d2db90
-COLUMNS = {'class-IL accuracy [%]': (100, 'average_accuracy'), 'class-IL forgetting [%]': (100, 'forgetting'), 'class-IL learning accuracy [%]': (100, 'learning_accuracy'),
-           'task-IL accuracy [%]': (100, 'average_accuracy_task'), 'task-IL forgetting [%]': (100, 'forgetting_task'), 'views per sample': (1, 'views_per_row'),
-           'held beside the weights [kB]': (1e-3, 'memory_bytes', 'averages_bytes', 'optimizer_bytes', 'method_bytes')}  # heading -> factor, keys that are summed
+COLUMNS = {
+    'class-IL accuracy [%]': (100, 'average_accuracy'),
+    'class-IL forgetting [%]': (100, 'forgetting'),
+    'class-IL learning accuracy [%]': (100, 'learning_accuracy'),
+    'task-IL accuracy [%]': (100, 'average_accuracy_task'),
+    'task-IL forgetting [%]': (100, 'forgetting_task'),
+    'views per sample': (1, 'views_per_row'),
+    'held beside the weights [kB]': (
+        1e-3,
+        'memory_bytes',
+        'averages_bytes',
+        'optimizer_bytes',
+        'method_bytes',
+    ),
+}  # heading -> factor, keys that are summed
+
 
 def _cell(rows, factor, *keys):
-    values = [factor * sum(row[key] for key in keys) for row in rows if None not in [row[key] for key in keys]]
-    if not values: return '-'
-    if len({f'{value:.1f}' for value in values}) == 1: return f'{values[0]:.1f}'
+    values = [
+        factor * sum(row[key] for key in keys) for row in rows if None not in [row[key] for key in keys]
+    ]
+    if not values:
+        return '-'
+    if len({f'{value:.1f}' for value in values}) == 1:
+        return f'{values[0]:.1f}'
     mean, half = mean_interval(values)
     return f'{mean:.1f} ± {half:.1f}'
 
-def _provenance(results:dict, path)->str:
+
+def _provenance(results: dict, path) -> str:
     hardware = ', '.join(f'{key} {value}' for key, value in results['hardware'].items() if value is not None)
-    data = results['data'] if isinstance(results['data'], str) else ', '.join(f'{key} {value}' for key, value in results['data'].items() if value)
-    return (f'Intervals by Student\'s t over seeds {", ".join(str(seed) for seed in results["seeds"])}. Data: {data}. Hardware: {hardware}. '
-            f'Commit: {results["commit"]}. Every number comes from [{Path(path).name}]({Path(path).as_posix()}).')
+    data = (
+        results['data']
+        if isinstance(results['data'], str)
+        else ', '.join(f'{key} {value}' for key, value in results['data'].items() if value)
+    )
+    return (
+        f"Intervals by Student's t over seeds {', '.join(str(seed) for seed in results['seeds'])}. Data: {data}. Hardware: {hardware}. "
+        f'Commit: {results["commit"]}. Every number comes from [{Path(path).name}]({Path(path).as_posix()}).'
+    )
+
 
 def pairs_table(
-    path,   # results file with `pairs`, as nbs/runs/consolidation.ipynb writes it
-)->str:     # Markdown
+    path,  # results file with `pairs`, as nbs/runs/consolidation.ipynb writes it
+) -> str:  # Markdown
     "Write the table of paired differences, with 95% intervals."
     results = json.loads(Path(path).read_text(encoding='utf-8'))
     metrics = list(dict.fromkeys(pair['metric'] for pair in results['pairs']))
-    lines = ['| | minus | ' + ' | '.join(f'{metric.replace("_", " ")} [points]' for metric in metrics) + ' |', '|---|---' + '|---:'*len(metrics) + '|']
+    lines = [
+        '| | minus | ' + ' | '.join(f'{metric.replace("_", " ")} [points]' for metric in metrics) + ' |',
+        '|---|---' + '|---:' * len(metrics) + '|',
+    ]
     for a, b in dict.fromkeys((pair['better'], pair['than']) for pair in results['pairs']):
-        found = {pair['metric']: f'{pair["mean"]:+.1f} ± {pair["half"]:.1f}' for pair in results['pairs'] if (pair['better'], pair['than']) == (a, b)}
+        found = {
+            pair['metric']: f'{pair["mean"]:+.1f} ± {pair["half"]:.1f}'
+            for pair in results['pairs']
+            if (pair['better'], pair['than']) == (a, b)
+        }
         lines.append(f'| {a} | {b} | ' + ' | '.join(found[metric] for metric in metrics) + ' |')
-    return '\n'.join([*lines, '', f'Differences of class-IL accuracies within seeds, in points, with 95% intervals. {_provenance(results, path)}'])
+    return '\n'.join(
+        [
+            *lines,
+            '',
+            f'Differences of class-IL accuracies within seeds, in points, with 95% intervals. {_provenance(results, path)}',
+        ]
+    )
+
 
 def results_table(
-    path,   # results file; the link below the table leads to it
-)->str:     # Markdown
+    path,  # results file; the link below the table leads to it
+) -> str:  # Markdown
     "Write the table of a results file: mean and 95% interval over seeds, with seeds, hardware and commit."
     results = load_results(path)
     lines = ['| ' + ' | '.join(['method', *COLUMNS]) + ' |', '|---' + '|---:' * len(COLUMNS) + '|']
@@ -116,19 +183,37 @@ def results_table(
     return '\n'.join([*lines, '', f'Mean and 95% interval. {_provenance(results, path)}'])
 
 # %% ../../nbs/99_docs.ipynb #2f4558a2
-EXTRAS = {'matplotlib': 'dev', 'nbdev': 'dev', 'smalldocs': 'docs'}  # package -> extra of this project that installs it
-TASK_COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#000000')  # Okabe and Ito
+EXTRAS = {
+    'matplotlib': 'dev',
+    'nbdev': 'dev',
+    'smalldocs': 'docs',
+}  # package -> extra of this project that installs it
+TASK_COLOURS = (
+    '#0072B2',
+    '#E69F00',
+    '#009E73',
+    '#D55E00',
+    '#CC79A7',
+    '#56B4E9',
+    '#F0E442',
+    '#000000',
+)  # Okabe and Ito
+
 
 def _need(module):
     "Import a module that only an extra installs."
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ModuleNotFoundError as e:
         extra = EXTRAS[module.split('.')[0]]
-        raise ModuleNotFoundError(f"{e.name} is not installed: it comes with the extra '{extra}'; run pip install -e '.[{extra}]'") from None
+        raise ModuleNotFoundError(
+            f"{e.name} is not installed: it comes with the extra '{extra}'; run pip install -e '.[{extra}]'"
+        ) from None
+
 
 def results_hash(
-    path,   # results file
-)->str:     # 16 hexadecimal digits
+    path,  # results file
+) -> str:  # 16 hexadecimal digits
     "Hash a results file; `figure` writes it into the picture."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
@@ -139,54 +224,95 @@ def _draw(axes, rows, name):
     after = np.arange(R.shape[1])
     for task in range(R.shape[2]):
         colour = TASK_COLOURS[task % len(TASK_COLOURS)]
-        axes.plot(after[task:], R[:, task:, task].T, color=colour, alpha=.25, linewidth=.8)
-        axes.plot(after[task:], R[:, task:, task].mean(0), color=colour, marker='o', markersize=4, linewidth=2, label=f'task {task}')
-    accuracy, forgotten = (100 * np.mean([row[key] for row in rows]) for key in ('average_accuracy', 'forgetting'))
+        axes.plot(after[task:], R[:, task:, task].T, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(
+            after[task:],
+            R[:, task:, task].mean(0),
+            color=colour,
+            marker='o',
+            markersize=4,
+            linewidth=2,
+            label=f'task {task}',
+        )
+    accuracy, forgotten = (
+        100 * np.mean([row[key] for row in rows]) for key in ('average_accuracy', 'forgetting')
+    )
     axes.set_title(f'{name}\naverage accuracy {accuracy:.0f}%, forgetting {forgotten:.0f}%', fontsize=9)
     axes.set(xlabel='after task', xticks=after, ylim=(-3, 103))
     axes.spines[['top', 'right']].set_visible(False)
 
+
 def figure(
     results,  # results file
-    out,      # PNG to write
+    out,  # PNG to write
     methods=('fine_tune', 'consolidated'),  # names in the results file, one panel each
-)->Path:      # `out`
+) -> Path:  # `out`
     "Draw how accuracy on each task goes on while later tasks are learned, one panel per method."
     _need('matplotlib')
     from matplotlib.figure import Figure
+
     loaded = load_results(results)
     absent = [name for name in methods if name not in loaded['methods']]
-    if absent: raise ValueError(f'methods = {absent}: not in {results}; it holds {list(loaded["methods"])}')
+    if absent:
+        raise ValueError(f'methods = {absent}: not in {results}; it holds {list(loaded["methods"])}')
     picture = Figure(figsize=(3.6 * len(methods), 2.9), layout='constrained')
-    for axes, name in zip(picture.subplots(1, len(methods), sharey=True, squeeze=False)[0], methods): _draw(axes, loaded['methods'][name], name)
+    for axes, name in zip(picture.subplots(1, len(methods), sharey=True, squeeze=False)[0], methods):
+        _draw(axes, loaded['methods'][name], name)
     picture.axes[0].set_ylabel('accuracy on the task, class-IL [%]')
-    picture.axes[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    picture.axes[-1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
     with write_atomic(out) as temporary:
-        picture.savefig(temporary, format='png', dpi=130, metadata={'Software': None, 'Source': results_hash(results)})
+        picture.savefig(
+            temporary, format='png', dpi=130, metadata={'Software': None, 'Source': results_hash(results)}
+        )
     return Path(out)
 
 # %% ../../nbs/99_docs.ipynb #c278c213
-FOLDERS = {'.': 'Library', 'tutorials': 'Tutorials', 'explore': 'Explore', 'runs': 'Runs'}  # folder of nbs/ -> heading
+FOLDERS = {
+    '.': 'Library',
+    'tutorials': 'Tutorials',
+    'explore': 'Explore',
+    'runs': 'Runs',
+}  # folder of nbs/ -> heading
 
-def _source(cell): return ''.join(cell['source'])
+
+def _source(cell):
+    return ''.join(cell['source'])
+
 
 def _promise(path):
     "Read title and one-line promise from the first Markdown cell of a notebook that has a title."
     for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
-        found = re.match(r'#\s+(.+?)\s*\n\s*>\s*(.+?)\s*(\n|$)', _source(cell)) if cell['cell_type'] == 'markdown' else None
-        if found: return found.group(1), found.group(2)
-    raise ValueError(f'{path}: no title with a promise; begin it with a Markdown cell: # Title, an empty line, > one-line promise')
+        found = (
+            re.match(r'#\s+(.+?)\s*\n\s*>\s*(.+?)\s*(\n|$)', _source(cell))
+            if cell['cell_type'] == 'markdown'
+            else None
+        )
+        if found:
+            return found.group(1), found.group(2)
+    raise ValueError(
+        f'{path}: no title with a promise; begin it with a Markdown cell: # Title, an empty line, > one-line promise'
+    )
+
 
 def notebook_map(
     nbs='.',  # folder of the notebooks
-)->str:       # Markdown; links seen from `nbs`
+) -> str:  # Markdown; links seen from `nbs`
     "List all notebooks with their titles and promises, by folder."
     blocks = []
     for folder, heading in FOLDERS.items():
-        paths = sorted(path for path in Path(nbs, folder).glob('*.ipynb') if path.name[0] not in '_.' and path.name != 'index.ipynb')
-        if not paths: continue
+        paths = sorted(
+            path
+            for path in Path(nbs, folder).glob('*.ipynb')
+            if path.name[0] not in '_.' and path.name != 'index.ipynb'
+        )
+        if not paths:
+            continue
         rows = [(path.relative_to(nbs).as_posix(), *_promise(path)) for path in paths]
-        blocks.append('\n'.join([f'**{heading}**', '', *(f'- [{title}]({link}): {promise}' for link, title, promise in rows)]))
+        blocks.append(
+            '\n'.join(
+                [f'**{heading}**', '', *(f'- [{title}]({link}): {promise}' for link, title, promise in rows)]
+            )
+        )
     return '\n\n'.join(blocks)
 
 # %% ../../nbs/99_docs.ipynb #6cea5d37
@@ -194,67 +320,99 @@ _CODE = re.compile(r'(^ *```.*?^ *```|`[^`\n]*`)', flags=re.DOTALL | re.MULTILIN
 _LINK = re.compile(r'(\]\(|^\[[^\]]+\]:\s*|(?:src|href)=")([^)\s"]+)', flags=re.MULTILINE)
 _ELSEWHERE = re.compile(r'[a-z][a-z0-9+.-]*:|//|/|#', flags=re.IGNORECASE)
 
+
 def relink(
-    text:str,    # Markdown written in `folder`
-    folder:str,  # seen from where the text will lie
-)->str:          # the same with links that work there
+    text: str,  # Markdown written in `folder`
+    folder: str,  # seen from where the text will lie
+) -> str:  # the same with links that work there
     "Rewrite the relative links of a Markdown text that moves to another folder."
+
     def move(found):
         path, mark, anchor = found.group(2).partition('#')
-        if _ELSEWHERE.match(found.group(2)): return found.group(0)
+        if _ELSEWHERE.match(found.group(2)):
+            return found.group(0)
         return found.group(1) + posixpath.normpath(posixpath.join(folder, path)) + mark + anchor
+
     parts = _CODE.split(text)
     parts[::2] = [_LINK.sub(move, part) for part in parts[::2]]
     return ''.join(parts)
 
 # %% ../../nbs/99_docs.ipynb #5c7f4b0f
-_HIDDEN = {'hide', 'default_exp', 'export', 'exporti', 'exports', 'include: false'}  # directives that keep a cell out of a page
+_HIDDEN = {
+    'hide',
+    'default_exp',
+    'export',
+    'exporti',
+    'exports',
+    'include: false',
+}  # directives that keep a cell out of a page
+
 
 def _split(source):
     "Split the leading `#|` lines of a cell from its code."
     lines = source.splitlines()
     directives = []
-    while lines and (lines[0].startswith('#|') or not lines[0].strip()): directives.append(lines.pop(0)[2:].strip())
+    while lines and (lines[0].startswith('#|') or not lines[0].strip()):
+        directives.append(lines.pop(0)[2:].strip())
     return directives, '\n'.join(lines)
+
 
 def _output(output):
     "Render one saved output as Markdown."
-    if output['output_type'] == 'error': raise ValueError(f"the notebook holds a failed cell ({output['ename']}: {output['evalue']}); run it again and save it")
+    if output['output_type'] == 'error':
+        raise ValueError(
+            f'the notebook holds a failed cell ({output["ename"]}: {output["evalue"]}); run it again and save it'
+        )
     data = output.get('data', {})
-    if 'text/markdown' in data: return ''.join(data['text/markdown']).strip()
-    plain = ''.join(data.get('text/plain', output.get('text', '') if output.get('name') != 'stderr' else '')).rstrip()
+    if 'text/markdown' in data:
+        return ''.join(data['text/markdown']).strip()
+    plain = ''.join(
+        data.get('text/plain', output.get('text', '') if output.get('name') != 'stderr' else '')
+    ).rstrip()
     return f'```text\n{plain}\n```' if plain else ''
 
+
 def notebook_markdown(
-    notebook:dict,  # parsed .ipynb
-)->str:             # links still seen from the notebook
+    notebook: dict,  # parsed .ipynb
+) -> str:  # links still seen from the notebook
     "Render a notebook with its saved outputs as Markdown that GitHub shows."
     parts = []
     for cell in notebook['cells']:
         directives, code = _split(_source(cell))
-        if cell['cell_type'] == 'markdown': parts.append(_source(cell).strip())
-        if cell['cell_type'] != 'code' or any(d in _HIDDEN or d.split(' ')[0] in _HIDDEN for d in directives): continue
-        if code.strip() and 'echo: false' not in directives: parts.append(f'```python\n{code.strip()}\n```')
+        if cell['cell_type'] == 'markdown':
+            parts.append(_source(cell).strip())
+        if cell['cell_type'] != 'code' or any(d in _HIDDEN or d.split(' ')[0] in _HIDDEN for d in directives):
+            continue
+        if code.strip() and 'echo: false' not in directives:
+            parts.append(f'```python\n{code.strip()}\n```')
         parts += [_output(output) for output in cell['outputs']]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 # %% ../../nbs/99_docs.ipynb #b7c67b11
 def _root(root):
-    if not Path(root, 'settings.ini').is_file(): raise ValueError(f'root = {str(root)!r}: no settings.ini there; run this in the root of a clone')
+    if not Path(root, 'settings.ini').is_file():
+        raise ValueError(f'root = {str(root)!r}: no settings.ini there; run this in the root of a clone')
     return Path(root).resolve()
+
 
 def readme(
     check=False,  # only compare?
-    root='.',     # root of the clone
-)->str:           # text of README.md
+    root='.',  # root of the clone
+) -> str:  # text of README.md
     "Write README.md from nbs/index.ipynb, or check that it is up to date."
     root = _root(root)
-    notebook = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
-    text = '<!-- Made from nbs/index.ipynb by `python -m nested_learning.dev.docs readme`: edit there. -->\n\n' + relink(notebook_markdown(notebook), 'nbs')
-    path = root/'README.md'
-    if not check: write_text(path, text)
+    notebook = json.loads((root / 'nbs/index.ipynb').read_text(encoding='utf-8'))
+    text = (
+        '<!-- Made from nbs/index.ipynb by `python -m nested_learning.dev.docs readme`: edit there. -->\n\n'
+        + relink(notebook_markdown(notebook), 'nbs')
+    )
+    path = root / 'README.md'
+    if not check:
+        write_text(path, text)
     elif not path.is_file() or path.read_text(encoding='utf-8') != text:
-        raise ValueError('README.md is not what nbs/index.ipynb gives; run python -m nested_learning.dev.docs readme')
+        raise ValueError(
+            'README.md is not what nbs/index.ipynb gives; run python -m nested_learning.dev.docs readme'
+        )
     return text
 
 # %% ../../nbs/99_docs.ipynb #83d62096
@@ -269,83 +427,124 @@ class _Page(HTMLParser):
         self.targets += [attrs[key] for key in ('href', 'src') if attrs.get(key) and tag != 'link']
         self.anchors.update(attrs[key] for key in ('id', 'name') if attrs.get(key))
 
+
 def dead_links(
-    folder,        # a built site
+    folder,  # a built site
     addresses={},  # prefix of a full address -> folder that holds what it names
-)->list:           # 'page -> target' of each link that leads nowhere
+) -> list:  # 'page -> target' of each link that leads nowhere
     "List the dead links of a built site."
     pages = {path: _Page(path) for path in sorted(Path(folder).resolve().rglob('*.html'))}
     dead = []
     for page, links in pages.items():
         for target in dict.fromkeys(links.targets):
             prefix = next((prefix for prefix in addresses if target.startswith(prefix)), None)
-            if prefix is None and re.match(r'[a-z][a-z0-9+.-]*:|//', target, flags=re.IGNORECASE): continue
-            start, rest = (page.parent, target) if prefix is None else (Path(addresses[prefix]), target[len(prefix):].lstrip('/'))
+            if prefix is None and re.match(r'[a-z][a-z0-9+.-]*:|//', target, flags=re.IGNORECASE):
+                continue
+            start, rest = (
+                (page.parent, target)
+                if prefix is None
+                else (Path(addresses[prefix]), target[len(prefix) :].lstrip('/'))
+            )
             name, _, anchor = rest.partition('#')
-            path = (start/unquote(name.partition('?')[0])).resolve() if name else page if prefix is None else start.resolve()
-            if path.is_dir() and prefix is None or path == Path(folder).resolve(): path = path/'index.html'
-            if not path.exists() or (path in pages and unquote(anchor) not in pages[path].anchors): dead.append(f'{page.name} -> {target}')
+            path = (
+                (start / unquote(name.partition('?')[0])).resolve()
+                if name
+                else page
+                if prefix is None
+                else start.resolve()
+            )
+            if path.is_dir() and prefix is None or path == Path(folder).resolve():
+                path = path / 'index.html'
+            if not path.exists() or (path in pages and unquote(anchor) not in pages[path].anchors):
+                dead.append(f'{page.name} -> {target}')
     return dead
 
 # %% ../../nbs/99_docs.ipynb #efe41d0a
 _PROCESS = 'from nbdev.serve import proc_nbs; proc_nbs(force=True, n_workers=0)'  # nbdev's command for this would try to install Quarto
 _NUMBER = re.compile(r'(?<![\w.-])\d+[a-zA-Z0-9]*_([\w.-]+\.html)')
 
+
 def _process(root, work, settings):
     "Let nbdev prepare a copy of the notebooks for rendering; give the folder with the result."
-    shutil.copy(root/'settings.ini', work)
+    shutil.copy(root / 'settings.ini', work)
     for name in (settings['nbs_path'], settings['lib_path']):
-        shutil.copytree(root/name, work/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        shutil.copytree(
+            root / name, work / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+        )
     path = os.pathsep.join(filter(None, [str(work), os.environ.get('PYTHONPATH')]))
-    done = subprocess.run([sys.executable, '-c', _PROCESS], cwd=work, env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'nbdev could not process the notebooks:\n{done.stdout[-500:]}{done.stderr[-2000:]}')
-    return work/'_proc'
+    done = subprocess.run(
+        [sys.executable, '-c', _PROCESS],
+        cwd=work,
+        env={**os.environ, 'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f'nbdev could not process the notebooks:\n{done.stdout[-500:]}{done.stderr[-2000:]}'
+        )
+    return work / '_proc'
+
 
 def _drop_numbers(folder):
     "Name pages as nbdev links to them, in file names and in every link."
     for path in folder.rglob('*.*'):
-        if path.suffix in ('.html', '.json', '.xml'): write_text(path, _NUMBER.sub(r'\1', path.read_text(encoding='utf-8')))
-    for path in list(folder.rglob('*.html')): path.rename(path.with_name(_NUMBER.sub(r'\1', path.name)))
+        if path.suffix in ('.html', '.json', '.xml'):
+            write_text(path, _NUMBER.sub(r'\1', path.read_text(encoding='utf-8')))
+    for path in list(folder.rglob('*.html')):
+        path.rename(path.with_name(_NUMBER.sub(r'\1', path.name)))
+
 
 def _settle_anchors(folder, address):
     "Let links to methods and private names, which have no place of their own on a page, lead to their class or page."
     anchors = {path.name: _Page(path).anchors for path in folder.glob('*.html')}
+
     def settle(found):
         page, anchor = found.groups()
         kept = next((name for name in (anchor, anchor.split('.')[0]) if name in anchors.get(page, ())), None)
         return f'{address}/{page}' + (f'#{kept}' if kept else '')
+
     link = re.compile(re.escape(address) + r'/([\w.-]+\.html)#([\w.-]+)')
-    for path in folder.rglob('*.html'): write_text(path, link.sub(settle, path.read_text(encoding='utf-8')))
+    for path in folder.rglob('*.html'):
+        write_text(path, link.sub(settle, path.read_text(encoding='utf-8')))
 
 # %% ../../nbs/99_docs.ipynb #69fa65a8
 def site(
     out='_docs',  # folder of the built site; replaced
-    root='.',     # root of the clone
-)->int:           # pages
+    root='.',  # root of the clone
+) -> int:  # pages
     "Build the docs site from the notebooks, without Quarto; raise where a link is dead."
     root, out = _root(root), Path(out)
     build = _need('smalldocs.site').build
     _need('nbdev')
-    if out.exists() and not (out/'index.html').is_file(): raise ValueError(f'out = {str(out)!r}: exists and is not a built site; name another folder or remove it')
+    if out.exists() and not (out / 'index.html').is_file():
+        raise ValueError(
+            f'out = {str(out)!r}: exists and is not a built site; name another folder or remove it'
+        )
     settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini', encoding='utf-8')
+    settings.read(root / 'settings.ini', encoding='utf-8')
     settings = settings['DEFAULT']
     with tempfile.TemporaryDirectory() as work:
         process = _process(root, Path(work), settings)
         build(str(process), quiet=True)
-        built = process/settings['doc_path']
+        built = process / settings['doc_path']
         _drop_numbers(built)
         _settle_anchors(built, settings['doc_host'] + settings['doc_baseurl'])
-        addresses = {settings['doc_host'] + settings['doc_baseurl']: built, f"{settings['git_url']}/blob/{settings['branch']}": root}
+        addresses = {
+            settings['doc_host'] + settings['doc_baseurl']: built,
+            f'{settings["git_url"]}/blob/{settings["branch"]}': root,
+        }
         dead = dead_links(built, addresses)
-        if dead: raise ValueError('dead links in the docs site: ' + '; '.join(dead))
-        if out.exists(): shutil.rmtree(out)
+        if dead:
+            raise ValueError('dead links in the docs site: ' + '; '.join(dead))
+        if out.exists():
+            shutil.rmtree(out)
         shutil.copytree(built, out)
     return len(list(out.rglob('*.html')))
 
 # %% ../../nbs/99_docs.ipynb #4eeb721e
 def main(
-    args:list|None=None,  # words of the command line; None takes them from the shell
+    args: list | None = None,  # words of the command line; None takes them from the shell
 ):
     "Make README, its picture, or the docs site from the command line."
     parser = argparse.ArgumentParser(prog='python -m nested_learning.dev.docs', description=main.__doc__)
@@ -359,9 +558,15 @@ def main(
     job.add_argument('out', nargs='?', default='_docs')
     chosen = parser.parse_args(args)
     try:
-        if chosen.job == 'readme': readme(chosen.check)
-        elif chosen.job == 'figure': print(figure(chosen.results, chosen.out))
-        else: print(f'{site(chosen.out)} pages in {chosen.out}')
-    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as e: parser.exit(1, f'error: {e}\n')
+        if chosen.job == 'readme':
+            readme(chosen.check)
+        elif chosen.job == 'figure':
+            print(figure(chosen.results, chosen.out))
+        else:
+            print(f'{site(chosen.out)} pages in {chosen.out}')
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as e:
+        parser.exit(1, f'error: {e}\n')
 
-if __name__ == '__main__' and '__file__' in globals(): main()  # as a command, not in a notebook
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # as a command, not in a notebook

@@ -13,20 +13,28 @@ from .metrics import _array, _mean
 
 # %% ../../nbs/61_anytime.ipynb #2e5dcc3d
 def accuracy_curves(
-    evaluations,            # frame with columns step, after, task, split, readout and `column`
-    column:str='class_il',  # accuracy to lay out: 'class_il' or 'task_il'
-    readout:str='weights',  # whose answer: 'weights', 'average'
-    split:str='holdout',    # 'holdout' or 'test'
-)->tuple:                   # steps (E,), curves (E, T) with NaN where not evaluated, ends (T,) [steps] with NaN for tasks not begun
+    evaluations,  # frame with columns step, after, task, split, readout and `column`
+    column: str = 'class_il',  # accuracy to lay out: 'class_il' or 'task_il'
+    readout: str = 'weights',  # whose answer: 'weights', 'average'
+    split: str = 'holdout',  # 'holdout' or 'test'
+) -> (
+    tuple
+):  # steps (E,), curves (E, T) with NaN where not evaluated, ends (T,) [steps] with NaN for tasks not begun
     "Lay out evaluations as one curve of accuracy for each task."
     rows = evaluations[(evaluations['readout'] == readout) & (evaluations['split'] == split)]
     if not len(rows):
         have = sorted(set(zip(evaluations['readout'], evaluations['split'])))
-        raise ValueError(f'readout = {readout!r}, split = {split!r}: no evaluation; recorded (readout, split): {have}; held-out images need data.holdout')
-    rows = rows[['step', 'after', 'task', column]].drop_duplicates().sort_values('after', kind='stable')  # of two at one step the later counts
+        raise ValueError(
+            f'readout = {readout!r}, split = {split!r}: no evaluation; recorded (readout, split): {have}; held-out images need data.holdout'
+        )
+    rows = (
+        rows[['step', 'after', 'task', column]].drop_duplicates().sort_values('after', kind='stable')
+    )  # of two at one step the later counts
     step, after, task, value = (np.asarray(rows[name], np.float64) for name in rows)
     if rows.duplicated(['step', 'after', 'task']).any():
-        raise ValueError(f'two accuracies for one step and task (readout {readout!r}, split {split!r}): pass the evaluations of one run')
+        raise ValueError(
+            f'two accuracies for one step and task (readout {readout!r}, split {split!r}): pass the evaluations of one run'
+        )
     begun, T = after >= 0, 1 + int(np.fmax.reduce([*task, *after]))  # begun: False for NaN, too
     steps, place = np.unique(step, return_inverse=True)
     curves, ends = np.full((len(steps), T), np.nan), np.full(T, np.nan)
@@ -36,25 +44,32 @@ def accuracy_curves(
 
 # %% ../../nbs/61_anytime.ipynb #0729e3b7
 def _checked(
-    steps,   # (E,) [steps] of evaluations
+    steps,  # (E,) [steps] of evaluations
     curves,  # (E, T) accuracy of each task, or (E,) one curve
     ends=None,  # (T,) [steps] at which each task ended
-)->tuple:    # (E,), (E, T), (T,) float64 copies
+) -> tuple:  # (E,), (E, T), (T,) float64 copies
     "Copy curves to NumPy and check that they fit."
     n, A = _array(steps), _array(curves)
-    if A.ndim == 1: A = A[:, None]
+    if A.ndim == 1:
+        A = A[:, None]
     if n.ndim != 1 or A.ndim != 2 or len(n) != len(A):
-        raise ValueError(f'steps has shape {n.shape}, curves {A.shape}: must be (E,) and (E, T), one row for each evaluation')
+        raise ValueError(
+            f'steps has shape {n.shape}, curves {A.shape}: must be (E,) and (E, T), one row for each evaluation'
+        )
     if (n < 0).any() or not (np.diff(n) > 0).all():
-        raise ValueError('steps must count from 0 on and increase: sort the evaluations, and pass those of one run')
+        raise ValueError(
+            'steps must count from 0 on and increase: sort the evaluations, and pass those of one run'
+        )
     e = np.full(A.shape[1], np.nan) if ends is None else _array(ends)
-    if e.shape != A.shape[1:]: raise ValueError(f'ends has shape {e.shape}: must be {A.shape[1:]}, one step for each task of curves')
+    if e.shape != A.shape[1:]:
+        raise ValueError(f'ends has shape {e.shape}: must be {A.shape[1:]}, one step for each task of curves')
     return n, A, e
 
+
 def a_auc(
-    steps,   # (E,) [steps] of evaluations, or positions in the stream
+    steps,  # (E,) [steps] of evaluations, or positions in the stream
     curves,  # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
-)->float:    # share; NaN if nothing was measured after step 0
+) -> float:  # share; NaN if nothing was measured after step 0
     "Measure the area under accuracy over the stream (Koh et al. 2022, A_AUC)."
     n, A, _ = _checked(steps, curves)
     accuracy = np.array([_mean(row) for row in A])
@@ -64,50 +79,60 @@ def a_auc(
 
 # %% ../../nbs/61_anytime.ipynb #09804357
 def min_acc(
-    steps,   # (E,) [steps] of evaluations
+    steps,  # (E,) [steps] of evaluations
     curves,  # (E, T) accuracy of each task, NaN where not measured
-    ends,    # (T,) [steps] at which each task ended, NaN if it was not begun
-)->float:    # share; NaN without an old task
+    ends,  # (T,) [steps] at which each task ended, NaN if it was not begun
+) -> float:  # share; NaN without an old task
     "Average the lowest accuracy of each old task since it was learned (De Lange et al. 2023, min-ACC)."
     n, A, e = _checked(steps, curves, ends)
     return _mean([np.fmin.reduce(A[n > end, j], initial=np.nan) for j, end in enumerate(e)])
 
+
 def wc_acc(
-    steps,   # (E,) [steps] of evaluations
+    steps,  # (E,) [steps] of evaluations
     curves,  # (E, T) accuracy of each task, NaN where not measured
-    ends,    # (T,) [steps] at which each task ended, NaN if it was not begun
-)->float:    # share; NaN if no task was begun
+    ends,  # (T,) [steps] at which each task ended, NaN if it was not begun
+) -> float:  # share; NaN if no task was begun
     "Weigh the newest task's accuracy against the worst of the old ones (De Lange et al. 2023, WC-ACC)."
     _, A, e = _checked(steps, curves, ends)
     k = int((~np.isnan(e)).sum())
-    if not k or not len(A): return float('nan')
+    if not k or not len(A):
+        return float('nan')
     newest = float(A[-1, np.nanargmax(e)])
-    return newest if k == 1 else newest/k + (1 - 1/k)*min_acc(steps, curves, ends)
+    return newest if k == 1 else newest / k + (1 - 1 / k) * min_acc(steps, curves, ends)
 
 # %% ../../nbs/61_anytime.ipynb #ade1aef1
 def _gap(
-    before:float,  # accuracy at the boundary
-    since,         # (n,) [steps] since the boundary
-    accuracy,      # (n,) after it
-    share:float,   # of the fall that must be won back
-)->tuple:          # depth, recovery [steps]
+    before: float,  # accuracy at the boundary
+    since,  # (n,) [steps] since the boundary
+    accuracy,  # (n,) after it
+    share: float,  # of the fall that must be won back
+) -> tuple:  # depth, recovery [steps]
     "Measure one gap."
     since, accuracy = since[~np.isnan(accuracy)], accuracy[~np.isnan(accuracy)]
-    if np.isnan(before) or not len(accuracy): return np.nan, np.nan
+    if np.isnan(before) or not len(accuracy):
+        return np.nan, np.nan
     low = int(accuracy.argmin())
     depth = before - accuracy[low]
-    if depth <= 0: return 0., 0.
-    back = np.flatnonzero(accuracy[low:] >= before - (1-share)*depth - 1e-9)  # 1e-9: not to miss what is equal but for rounding
+    if depth <= 0:
+        return 0.0, 0.0
+    back = np.flatnonzero(
+        accuracy[low:] >= before - (1 - share) * depth - 1e-9
+    )  # 1e-9: not to miss what is equal but for rounding
     return depth, since[low + back[0]] if len(back) else np.inf
 
+
 def stability_gap(
-    steps,           # (E,) [steps] of evaluations
-    curves,          # (E, T) accuracy of each task, NaN where not measured
-    ends,            # (T,) [steps] at which each task ended, NaN if it was not begun
-    share:float=.9,  # of the fall that must be won back
-)->tuple:            # depth (k-1,), recovery (k-1,) [steps], one for each boundary between the k tasks begun; inf = never
+    steps,  # (E,) [steps] of evaluations
+    curves,  # (E, T) accuracy of each task, NaN where not measured
+    ends,  # (T,) [steps] at which each task ended, NaN if it was not begun
+    share: float = 0.9,  # of the fall that must be won back
+) -> (
+    tuple
+):  # depth (k-1,), recovery (k-1,) [steps], one for each boundary between the k tasks begun; inf = never
     "Measure how deep old tasks fall after each boundary, and how soon they recover (after De Lange et al. 2023)."
-    if not 0 < share <= 1: raise ValueError(f'share = {share}: must lie in (0, 1], such as 0.9')
+    if not 0 < share <= 1:
+        raise ValueError(f'share = {share}: must lie in (0, 1], such as 0.9')
     (n, A, e), gaps = _checked(steps, curves, ends), []
     bounds = np.unique(e[~np.isnan(e)])
     for start, stop in zip(bounds, bounds[1:]):
@@ -119,44 +144,53 @@ def stability_gap(
 
 # %% ../../nbs/61_anytime.ipynb #1e08e0a5
 def _largest_rise(
-    curves,      # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
-    window:int,  # evaluations
-    sign:int,    # 1: rise, -1: fall
-)->float:        # mean over tasks
+    curves,  # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
+    window: int,  # evaluations
+    sign: int,  # 1: rise, -1: fall
+) -> float:  # mean over tasks
     "Average over tasks the largest rise (or fall) within a window."
-    if window < 2: raise ValueError(f'window = {window}: must be 2 evaluations or more, such as 10')
+    if window < 2:
+        raise ValueError(f'window = {window}: must be 2 evaluations or more, such as 10')
     A = _array(curves)
-    if A.ndim == 1: A = A[:, None]
-    best = np.where(np.isnan(A).all(0), np.nan, 0.)
-    for lag in range(1, min(window, len(A))): best = np.fmax(best, np.fmax.reduce(sign*(A[lag:] - A[:-lag])))
+    if A.ndim == 1:
+        A = A[:, None]
+    best = np.where(np.isnan(A).all(0), np.nan, 0.0)
+    for lag in range(1, min(window, len(A))):
+        best = np.fmax(best, np.fmax.reduce(sign * (A[lag:] - A[:-lag])))
     return _mean(best)
 
+
 def windowed_forgetting(
-    curves,         # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
-    window:int=10,  # evaluations
-)->float:           # share, 0 or more; NaN if nothing was measured
+    curves,  # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
+    window: int = 10,  # evaluations
+) -> float:  # share, 0 or more; NaN if nothing was measured
     "Average over tasks the largest fall within a window (De Lange et al. 2023, WF)."
     return _largest_rise(curves, window, -1)
 
+
 def windowed_plasticity(
-    curves,         # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
-    window:int=10,  # evaluations
-)->float:           # share, 0 or more; NaN if nothing was measured
+    curves,  # (E, T) accuracy of each task, NaN where not measured; or (E,) one curve
+    window: int = 10,  # evaluations
+) -> float:  # share, 0 or more; NaN if nothing was measured
     "Average over tasks the largest rise within a window (De Lange et al. 2023, WP)."
     return _largest_rise(curves, window, 1)
 
 # %% ../../nbs/61_anytime.ipynb #1c06d9f7
 def prequential_accuracy(
-    correct,      # (N,) 1 or True where a row was predicted right before it was learned, else 0; NaN = does not count
+    correct,  # (N,) 1 or True where a row was predicted right before it was learned, else 0; NaN = does not count
     window=None,  # rows to look back on, the present one included; None: all of them
-)->np.ndarray:    # (N,) share of the rows so far; NaN where none counts
+) -> np.ndarray:  # (N,) share of the rows so far; NaN where none counts
     "Follow the accuracy of predictions made just before learning (Gama et al. 2013)."
-    if window is not None and window < 1: raise ValueError(f'window = {window}: must be 1 row or more, or None for all rows so far')
+    if window is not None and window < 1:
+        raise ValueError(f'window = {window}: must be 1 row or more, or None for all rows so far')
     right = _array(correct).reshape(-1)
     counts = ~np.isnan(right)
-    if not np.isin(right[counts], (0, 1)).all(): raise ValueError(f'correct holds {right[counts].max()}: must be 1 (right), 0 (wrong) or NaN (does not count)')
-    rows = np.arange(1, len(right)+1)
+    if not np.isin(right[counts], (0, 1)).all():
+        raise ValueError(
+            f'correct holds {right[counts].max()}: must be 1 (right), 0 (wrong) or NaN (does not count)'
+        )
+    rows = np.arange(1, len(right) + 1)
     first = np.maximum(rows - (len(right) if window is None else window), 0)
-    sums = [np.concatenate([[0.], np.cumsum(x)]) for x in (np.where(counts, right, 0), counts)]
+    sums = [np.concatenate([[0.0], np.cumsum(x)]) for x in (np.where(counts, right, 0), counts)]
     hits, n = (s[rows] - s[first] for s in sums)
     return np.divide(hits, n, out=np.full(len(right), np.nan), where=n > 0)

@@ -12,84 +12,118 @@ import numpy as np
 import torch
 
 from ..core import forked_random
-from ..methods.method import confidence
 from .metrics import false_accept, ood_auroc
+from ..methods.method import confidence
 
 # %% ../../nbs/63_evaluation.ipynb #fbf1c031
 def count_correct(
-    logits:torch.Tensor,      # (B, K)
-    labels:torch.Tensor,      # (B,) int64
-    tasks:torch.Tensor,       # (B,) int64, the task of each label
-    class_masks:torch.Tensor, # (T, K) bool, which classes belong to a task
-    begun:torch.Tensor,       # (T,) bool, tasks begun so far
-)->torch.Tensor:              # (3, T) int64: images right in class-IL, right in task-IL, and all
+    logits: torch.Tensor,  # (B, K)
+    labels: torch.Tensor,  # (B,) int64
+    tasks: torch.Tensor,  # (B,) int64, the task of each label
+    class_masks: torch.Tensor,  # (T, K) bool, which classes belong to a task
+    begun: torch.Tensor,  # (T,) bool, tasks begun so far
+) -> torch.Tensor:  # (3, T) int64: images right in class-IL, right in task-IL, and all
     "Count what is right in both readings of the same logits."
     seen = class_masks[begun].any(0)
     class_il = logits.masked_fill(~seen, -math.inf).argmax(1) == labels
     task_il = logits.masked_fill(~class_masks[tasks], -math.inf).argmax(1) == labels
     T = len(class_masks)
-    return torch.stack([torch.bincount(tasks[right], minlength=T) for right in (class_il, task_il, torch.ones_like(task_il))])
+    return torch.stack(
+        [torch.bincount(tasks[right], minlength=T) for right in (class_il, task_il, torch.ones_like(task_il))]
+    )
 
 # %% ../../nbs/63_evaluation.ipynb #d5705495
 @torch.no_grad()
 def evaluate(
-    modules:dict,       # read-out's name -> module
-    split,              # images with `labels` and `batch(indices)`
-    view,               # maps uint8 images to the network's input; its `plain` form is used
-    task_classes,       # classes of each task
-    begun:int,          # tasks begun so far
-    tasks=None,         # tasks to test; None: all
-    batch_size:int=500, # images per forward pass
-)->tuple:               # of dicts: task, readout, class_il, task_il, n
+    modules: dict,  # read-out's name -> module
+    split,  # images with `labels` and `batch(indices)`
+    view,  # maps uint8 images to the network's input; its `plain` form is used
+    task_classes,  # classes of each task
+    begun: int,  # tasks begun so far
+    tasks=None,  # tasks to test; None: all
+    batch_size: int = 500,  # images per forward pass
+) -> tuple:  # of dicts: task, readout, class_il, task_il, n
     "Measure class-IL and task-IL accuracy of each task and read-out."
     T, tasks = len(task_classes), range(len(task_classes)) if tasks is None else tasks
-    task_of = np.full(int(split.labels.max())+1, -1)
-    for t in tasks: task_of[[c for c in task_classes[t] if c < len(task_of)]] = t
+    task_of = np.full(int(split.labels.max()) + 1, -1)
+    for t in tasks:
+        task_of[[c for c in task_classes[t] if c < len(task_of)]] = t
     indices = np.flatnonzero(np.isin(task_of[split.labels], list(tasks)))
     first = next(iter(modules.values()))
     device, training = next(first.parameters()).device, {m: m.training for m in modules.values()}
     counts = {name: torch.zeros(3, T, dtype=torch.int64, device=device) for name in modules}
     with forked_random():
-        for m in modules.values(): m.eval()
-        for chunk in np.array_split(indices, max(1, math.ceil(len(indices)/batch_size))):
-            images, labels = view.plain(split.batch(chunk).to(device)), torch.as_tensor(split.labels[chunk], device=device)
+        for m in modules.values():
+            m.eval()
+        for chunk in np.array_split(indices, max(1, math.ceil(len(indices) / batch_size))):
+            images, labels = (
+                view.plain(split.batch(chunk).to(device)),
+                torch.as_tensor(split.labels[chunk], device=device),
+            )
             of_task = torch.as_tensor(task_of[split.labels[chunk]], device=device)
             for name, m in modules.items():
                 logits = m(images).float()
                 masks = torch.zeros(T, logits.shape[1], dtype=torch.bool, device=device)
-                for t, classes in enumerate(task_classes): masks[t, list(classes)] = True
-                counts[name] += count_correct(logits, labels, of_task, masks, torch.arange(T, device=device) < begun)
-        for m, mode in training.items(): m.train(mode)
-    return tuple(_row(task, name, *counts[name][:, task].tolist(), task < begun) for task in tasks for name in modules)
+                for t, classes in enumerate(task_classes):
+                    masks[t, list(classes)] = True
+                counts[name] += count_correct(
+                    logits, labels, of_task, masks, torch.arange(T, device=device) < begun
+                )
+        for m, mode in training.items():
+            m.train(mode)
+    return tuple(
+        _row(task, name, *counts[name][:, task].tolist(), task < begun) for task in tasks for name in modules
+    )
 
-def _row(task, readout, right, right_in_task, n, begun)->dict:
-    share = lambda k: k/n if n else math.nan
-    return dict(task=task, readout=readout, class_il=share(right) if begun else math.nan, task_il=share(right_in_task), n=n)
+
+def _row(task, readout, right, right_in_task, n, begun) -> dict:
+    share = lambda k: k / n if n else math.nan
+    return dict(
+        task=task,
+        readout=readout,
+        class_il=share(right) if begun else math.nan,
+        task_il=share(right_in_task),
+        n=n,
+    )
 
 # %% ../../nbs/63_evaluation.ipynb #41beda36
 class Transformed:
     "See a split through a transform of whole batches."
-    def __init__(self,
-        split,      # images with `labels` and `batch(indices)`
+
+    def __init__(
+        self,
+        split,  # images with `labels` and `batch(indices)`
         transform,  # (B, C, H, W) uint8 -> the same
-    ): self.split, self.transform, self.labels = split, transform, split.labels
-    def __len__(self): return len(self.split)
-    def batch(self, indices): return self.transform(self.split.batch(indices))
+    ):
+        self.split, self.transform, self.labels = split, transform, split.labels
+
+    def __len__(self):
+        return len(self.split)
+
+    def batch(self, indices):
+        return self.transform(self.split.batch(indices))
 
 # %% ../../nbs/63_evaluation.ipynb #cf71dd4e
 def evaluate_ood(
-    modules:dict,       # read-out's name -> module
-    split,              # test images
-    strange,            # split of out-of-distribution images
-    view,               # its `plain` form is used
-    classes,            # classes begun so far
-    batch_size:int=500, # images per forward pass
-)->tuple:               # of dicts: readout, ood_auroc, false_accept, n
+    modules: dict,  # read-out's name -> module
+    split,  # test images
+    strange,  # split of out-of-distribution images
+    view,  # its `plain` form is used
+    classes,  # classes begun so far
+    batch_size: int = 500,  # images per forward pass
+) -> tuple:  # of dicts: readout, ood_auroc, false_accept, n
     "Measure how well confidence tells known images from strange ones (Hendrycks and Gimpel 2017)."
+
     def scores(module, images, indices):
         device = next(module.parameters()).device
-        chunks = np.array_split(indices, max(1, math.ceil(len(indices)/batch_size)))
-        return torch.cat([confidence(module, view.plain(images.batch(chunk).to(device))) for chunk in chunks]).cpu()
+        chunks = np.array_split(indices, max(1, math.ceil(len(indices) / batch_size)))
+        return torch.cat(
+            [confidence(module, view.plain(images.batch(chunk).to(device))) for chunk in chunks]
+        ).cpu()
+
     known, unknown = np.flatnonzero(np.isin(split.labels, list(classes))), np.arange(len(strange))
     pairs = {name: (scores(m, split, known), scores(m, strange, unknown)) for name, m in modules.items()}
-    return tuple(dict(readout=name, ood_auroc=ood_auroc(*pair), false_accept=false_accept(*pair), n=len(unknown)) for name, pair in pairs.items())
+    return tuple(
+        dict(readout=name, ood_auroc=ood_auroc(*pair), false_accept=false_accept(*pair), n=len(unknown))
+        for name, pair in pairs.items()
+    )

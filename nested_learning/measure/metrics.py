@@ -13,24 +13,27 @@ from scipy.special import stdtrit
 
 # %% ../../nbs/60_metrics.ipynb #4376b423
 def _array(
-    x,             # array, nested lists or tensor, on any device
-)->np.ndarray:     # float64, a copy
+    x,  # array, nested lists or tensor, on any device
+) -> np.ndarray:  # float64, a copy
     "Copy numbers to NumPy; torch is not imported for it."
     return np.array(x.detach().cpu().double().numpy() if hasattr(x, 'detach') else x, dtype=np.float64)
 
+
 def _matrix(
-    R,            # (T, T) array, nested lists or tensor
-)->np.ndarray:    # (T, T) float64, a copy
+    R,  # (T, T) array, nested lists or tensor
+) -> np.ndarray:  # (T, T) float64, a copy
     "Copy an accuracy matrix to NumPy and check its shape."
     M = _array(R)
     if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M):
-        raise ValueError(f'R has shape {M.shape}: must be square (tasks, tasks): row = after task, column = accuracy on task')
+        raise ValueError(
+            f'R has shape {M.shape}: must be square (tasks, tasks): row = after task, column = accuracy on task'
+        )
     return M
 
 # %% ../../nbs/60_metrics.ipynb #c17596da
 def _mean(
     values,  # (*) numbers; NaN = not measured
-)->float:    # NaN if nothing was measured
+) -> float:  # NaN if nothing was measured
     "Average what was measured."
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -38,35 +41,36 @@ def _mean(
 
 # %% ../../nbs/60_metrics.ipynb #0c919135
 def average_accuracy(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share, like the entries of R
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share, like the entries of R
     "Average the last row: accuracy over all tasks at the end (Lopez-Paz and Ranzato 2017)."
     return _mean(_matrix(R)[-1])
 
+
 def old_task_accuracy(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share; NaN with one task: none is old
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share; NaN with one task: none is old
     "Average the last row without the task learned last."
     return _mean(_matrix(R)[-1, :-1])
 
 # %% ../../nbs/60_metrics.ipynb #69e83355
 def learning_accuracy(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share, like the entries of R
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share, like the entries of R
     "Average the diagonal: accuracy on each task just after learning it (Riemer et al. 2019)."
     return _mean(np.diag(_matrix(R)))
 
 # %% ../../nbs/60_metrics.ipynb #bebb5600
 def average_incremental_accuracy(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share, like the entries of R
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share, like the entries of R
     "Average, over all task ends, the accuracy on the tasks learned so far (Rebuffi et al. 2017)."
-    return _mean([_mean(row[:i+1]) for i, row in enumerate(_matrix(R))])
+    return _mean([_mean(row[: i + 1]) for i, row in enumerate(_matrix(R))])
 
 # %% ../../nbs/60_metrics.ipynb #3ad67588
 def forgetting(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share; positive = lost, negative = gained; NaN with one task
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share; positive = lost, negative = gained; NaN with one task
     "Average the fall of each old task from its best earlier accuracy (Chaudhry et al. 2018, eq. 3)."
     M = _matrix(R)
     best = np.fmax.reduce(M[:-1, :-1], initial=np.nan)
@@ -74,132 +78,164 @@ def forgetting(
 
 # %% ../../nbs/60_metrics.ipynb #29e0727d
 def backward_transfer(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share; negative = lost; NaN with one task
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share; negative = lost; NaN with one task
     "Average the change of each old task since it was learned (Lopez-Paz and Ranzato 2017, BWT)."
     M = _matrix(R)
     return _mean((M[-1] - np.diag(M))[:-1])
 
+
 def first_minus_last(
-    R,        # (T, T) accuracy on task (column) after learning task (row)
-)->float:     # share; positive = lost; NaN with one task
+    R,  # (T, T) accuracy on task (column) after learning task (row)
+) -> float:  # share; positive = lost; NaN with one task
     "Average the drop of each old task since it was learned: backward transfer with the sign turned."
     return -backward_transfer(R)
 
 # %% ../../nbs/60_metrics.ipynb #63309e68
 def forward_transfer(
-    R,         # (T, T) task-IL accuracy on task (column) after learning task (row)
+    R,  # (T, T) task-IL accuracy on task (column) after learning task (row)
     baseline,  # (T,) accuracy of the untrained network on each task, or one number for all, such as chance
-)->float:      # share; positive = earlier tasks helped; NaN with one task or without values above the diagonal
+) -> float:  # share; positive = earlier tasks helped; NaN with one task or without values above the diagonal
     "Average what earlier tasks gave to tasks not yet begun (Lopez-Paz and Ranzato 2017, FWT)."
     M = _matrix(R)
     b = _array(baseline)
     if b.shape not in ((), (len(M),)):
-        raise ValueError(f'baseline has shape {b.shape}: must be one number, or one accuracy for each of the {len(M)} tasks')
+        raise ValueError(
+            f'baseline has shape {b.shape}: must be one number, or one accuracy for each of the {len(M)} tasks'
+        )
     return _mean(np.diag(M, 1) - np.broadcast_to(b, len(M))[1:])
 
 # %% ../../nbs/60_metrics.ipynb #be368fe3
 def _at_task_ends(
-    rows,         # frame of one readout and split
+    rows,  # frame of one readout and split
     evaluations,  # frame of all rows
-):                # frame
+):  # frame
     "Keep the last evaluation of each task; where test images say which tasks have ended, of those only."
     rows = rows[rows['step'] == rows.groupby('after')['step'].transform('max')].drop_duplicates()
     ended = evaluations['after'][evaluations['split'] == 'test']
     return rows[rows['after'].isin(ended)] if len(ended) else rows
 
+
 def accuracy_matrix(
-    evaluations,        # frame with columns step, after, task, split, readout and `column`
-    column:str='class_il',  # accuracy to lay out: 'class_il' or 'task_il'
-    readout:str='weights',  # whose answer: 'weights', 'average'
-    split:str='test',   # 'test' or 'holdout'
-)->np.ndarray:          # (T, T) NaN where not evaluated
+    evaluations,  # frame with columns step, after, task, split, readout and `column`
+    column: str = 'class_il',  # accuracy to lay out: 'class_il' or 'task_il'
+    readout: str = 'weights',  # whose answer: 'weights', 'average'
+    split: str = 'test',  # 'test' or 'holdout'
+) -> np.ndarray:  # (T, T) NaN where not evaluated
     "Lay out evaluations as R: row = after task, column = task evaluated."
     rows = evaluations[(evaluations['readout'] == readout) & (evaluations['split'] == split)]
-    if split != 'test': rows = _at_task_ends(rows, evaluations)
+    if split != 'test':
+        rows = _at_task_ends(rows, evaluations)
     after, task, value = (np.asarray(rows[name], np.float64) for name in ('after', 'task', column))
-    ended = after >= 0      # False for NaN, too
+    ended = after >= 0  # False for NaN, too
     if not ended.any():
         have = sorted(set(zip(evaluations['readout'], evaluations['split'])))
-        raise ValueError(f'readout = {readout!r}, split = {split!r}: no evaluation at a task end; recorded (readout, split): {have}')
+        raise ValueError(
+            f'readout = {readout!r}, split = {split!r}: no evaluation at a task end; recorded (readout, split): {have}'
+        )
     i, j = after[ended].astype(int), task[ended].astype(int)
     T = 1 + int(max(i.max(), task.max()))
     if len(set(zip(i, j))) < len(i):
-        raise ValueError(f'two rows for one task end and task (readout {readout!r}, split {split!r}): pass one run, task ends only')
+        raise ValueError(
+            f'two rows for one task end and task (readout {readout!r}, split {split!r}): pass one run, task ends only'
+        )
     R = np.full((T, T), np.nan)
     R[i, j] = value[ended]
     return R
 
 # %% ../../nbs/60_metrics.ipynb #f5ad3073
 def _scores(
-    known,    # (n,) confidence in known images: array, list or tensor
+    known,  # (n,) confidence in known images: array, list or tensor
     unknown,  # (m,) confidence in out-of-distribution images
-)->tuple:     # two sorted float64 copies, or None if one is empty or holds NaN
+) -> tuple:  # two sorted float64 copies, or None if one is empty or holds NaN
     "Sort scores, for the questions that need no more than their order."
     found = tuple(np.sort(_array(x).reshape(-1)) for x in (known, unknown))
     return found if all(len(x) and not np.isnan(x[-1]) for x in found) else None  # NaN is sorted last
 
+
 def ood_auroc(
-    known,    # (n,) confidence in known images: array, list or tensor
+    known,  # (n,) confidence in known images: array, list or tensor
     unknown,  # (m,) confidence in out-of-distribution images
-)->float:     # 0 to 1; NaN if a side is empty or a score is NaN
+) -> float:  # 0 to 1; NaN if a side is empty or a score is NaN
     "Estimate how often a known image is trusted more than an unknown one: the area under the ROC curve."
     scores = _scores(known, unknown)
-    if scores is None: return float('nan')
-    below, up_to = (np.searchsorted(scores[1], scores[0], side) for side in ('left', 'right'))  # unknown ones below; those and ties
-    return float((below + up_to).mean() / (2*len(scores[1])))
+    if scores is None:
+        return float('nan')
+    below, up_to = (
+        np.searchsorted(scores[1], scores[0], side) for side in ('left', 'right')
+    )  # unknown ones below; those and ties
+    return float((below + up_to).mean() / (2 * len(scores[1])))
 
 # %% ../../nbs/60_metrics.ipynb #fa3b7855
 def false_accept(
-    known,    # (n,) confidence in known images: array, list or tensor
+    known,  # (n,) confidence in known images: array, list or tensor
     unknown,  # (m,) confidence in out-of-distribution images
-    level:float=.95,  # [share] of known images that must be accepted
-)->float:     # share, 0 to 1; NaN if a side is empty or a score is NaN
+    level: float = 0.95,  # [share] of known images that must be accepted
+) -> float:  # share, 0 to 1; NaN if a side is empty or a score is NaN
     "Measure the share of unknown images that are accepted where `level` of the known ones are (Hendrycks and Gimpel 2017)."
-    if not 0 < level <= 1: raise ValueError(f'level = {level}: must lie in (0, 1], such as 0.95')
+    if not 0 < level <= 1:
+        raise ValueError(f'level = {level}: must lie in (0, 1], such as 0.95')
     scores = _scores(known, unknown)
-    if scores is None: return float('nan')
-    accepted = max(1, int(np.ceil(level*len(scores[0]) - 1e-9)))
+    if scores is None:
+        return float('nan')
+    accepted = max(1, int(np.ceil(level * len(scores[0]) - 1e-9)))
     return float((scores[1] >= scores[0][-accepted]).mean())
 
 # %% ../../nbs/60_metrics.ipynb #bc7bf93a
 def confusion(
-    labels,            # (n,) true classes 0..K-1
-    predictions,       # (n,) classes that the network chose
+    labels,  # (n,) true classes 0..K-1
+    predictions,  # (n,) classes that the network chose
     num_classes=None,  # K; None: as many as occur
-)->np.ndarray:         # (K, K) int64 counts: row = true class, column = chosen class
+) -> np.ndarray:  # (K, K) int64 counts: row = true class, column = chosen class
     "Count which class was taken for which."
     y, chosen = (_array(x).reshape(-1).astype(np.int64) for x in (labels, predictions))
-    if len(y) != len(chosen): raise ValueError(f'{len(y)} labels and {len(chosen)} predictions: must be as many; pass both of the same images')
-    K = int(max(y.max(initial=-1), chosen.max(initial=-1)))+1 if num_classes is None else num_classes
+    if len(y) != len(chosen):
+        raise ValueError(
+            f'{len(y)} labels and {len(chosen)} predictions: must be as many; pass both of the same images'
+        )
+    K = int(max(y.max(initial=-1), chosen.max(initial=-1))) + 1 if num_classes is None else num_classes
     for name, x in (('labels', y), ('predictions', chosen)):
         wrong = x[(x < 0) | (x >= K)]
-        if len(wrong): raise ValueError(f'{name} hold {wrong[0]}: must lie in 0..{K-1}; leave out images of no class (label -1)')
-    return np.bincount(K*y + chosen, minlength=K*K).reshape(K, K)
+        if len(wrong):
+            raise ValueError(
+                f'{name} hold {wrong[0]}: must lie in 0..{K - 1}; leave out images of no class (label -1)'
+            )
+    return np.bincount(K * y + chosen, minlength=K * K).reshape(K, K)
 
 # %% ../../nbs/60_metrics.ipynb #ef7618bd
 def expected_calibration_error(
-    confidence,   # (n,) largest softmax probability of each answer
-    correct,      # (n,) 1 or True where the answer was right, else 0
-    bins:int=15,  # bins of equal width
-)->float:         # 0 (calibrated) to 1; NaN without answers or with a NaN among them
+    confidence,  # (n,) largest softmax probability of each answer
+    correct,  # (n,) 1 or True where the answer was right, else 0
+    bins: int = 15,  # bins of equal width
+) -> float:  # 0 (calibrated) to 1; NaN without answers or with a NaN among them
     "Average the distance between confidence and accuracy over bins of confidence (Guo et al. 2017, eq. 3)."
     p, right = (_array(x).reshape(-1) for x in (confidence, correct))
-    if len(p) != len(right): raise ValueError(f'{len(p)} confidences and {len(right)} answers: must be as many; pass both of the same images')
-    if bins < 1: raise ValueError(f'bins = {bins}: must be 1 or more, such as 15')
-    if not len(p) or np.isnan(p).any() or np.isnan(right).any(): return float('nan')
-    if p.min() < 0 or p.max() > 1: raise ValueError(f'confidence {p[np.argmax(abs(p-.5))]}: must lie in [0, 1]; pass probabilities, not logits')
-    m = np.clip(np.ceil(p*bins).astype(int) - 1, 0, None)     # a confidence of 0 belongs to the first bin
+    if len(p) != len(right):
+        raise ValueError(
+            f'{len(p)} confidences and {len(right)} answers: must be as many; pass both of the same images'
+        )
+    if bins < 1:
+        raise ValueError(f'bins = {bins}: must be 1 or more, such as 15')
+    if not len(p) or np.isnan(p).any() or np.isnan(right).any():
+        return float('nan')
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError(
+            f'confidence {p[np.argmax(abs(p - 0.5))]}: must lie in [0, 1]; pass probabilities, not logits'
+        )
+    m = np.clip(np.ceil(p * bins).astype(int) - 1, 0, None)  # a confidence of 0 belongs to the first bin
     return float(abs(np.bincount(m, right - p)).sum() / len(p))
 
 # %% ../../nbs/60_metrics.ipynb #b1b2216f
 def mean_interval(
-    values,           # (n,) one number per seed; for two methods, their paired differences
-    level:float=.95,  # [share] how often such an interval holds the true mean
-)->tuple:             # mean, half width of the interval (NaN for a single value)
+    values,  # (n,) one number per seed; for two methods, their paired differences
+    level: float = 0.95,  # [share] how often such an interval holds the true mean
+) -> tuple:  # mean, half width of the interval (NaN for a single value)
     "Average several seeds, with Student's t interval."
     x = _array(values)
-    if x.ndim != 1 or not len(x): raise ValueError(f'values have shape {x.shape}: must be a list of one number or more, one per seed')
-    if not 0 < level < 1: raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
-    if len(x) == 1: return float(x[0]), float('nan')
-    return float(x.mean()), float(stdtrit(len(x)-1, (1+level)/2) * x.std(ddof=1)/np.sqrt(len(x)))
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f'values have shape {x.shape}: must be a list of one number or more, one per seed')
+    if not 0 < level < 1:
+        raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
+    if len(x) == 1:
+        return float(x[0]), float('nan')
+    return float(x.mean()), float(stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x)))

@@ -15,65 +15,80 @@ from .metrics import _array, mean_interval
 
 # %% ../../nbs/62_statistics.ipynb #86e29b0b
 def paired_difference(
-    a,                # (n,) one number per seed
-    b,                # (n,) the other method's, same seeds in the same order
-    level:float=.95,  # [share] how often such an interval holds the true difference
-)->tuple:             # mean of a - b, half width of its interval, p (NaN for a single seed or with a NaN among the values)
+    a,  # (n,) one number per seed
+    b,  # (n,) the other method's, same seeds in the same order
+    level: float = 0.95,  # [share] how often such an interval holds the true difference
+) -> (
+    tuple
+):  # mean of a - b, half width of its interval, p (NaN for a single seed or with a NaN among the values)
     "Compare two methods on the same seeds by the paired t test."
     a, b = _array(a), _array(b)
-    if a.shape != b.shape: raise ValueError(f'a has shape {a.shape}, b {b.shape}: must be pairs, one number of each method per seed')
+    if a.shape != b.shape:
+        raise ValueError(
+            f'a has shape {a.shape}, b {b.shape}: must be pairs, one number of each method per seed'
+        )
     mean, half = mean_interval(a - b, level)
     n, s = len(a), (a - b).std()
-    if n == 1 or np.isnan(s): p = np.nan
-    elif s == 0: p = 1. if mean == 0 else 0.
-    else: p = 2*stdtr(n-1, -abs(mean)/(s/np.sqrt(n-1)))  # `std` divides by n: s/sqrt(n-1) is the standard error
+    if n == 1 or np.isnan(s):
+        p = np.nan
+    elif s == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = 2 * stdtr(
+            n - 1, -abs(mean) / (s / np.sqrt(n - 1))
+        )  # `std` divides by n: s/sqrt(n-1) is the standard error
     return mean, half, float(p)
 
 # %% ../../nbs/62_statistics.ipynb #a77a4720
 def holm(
-    p_values,      # (m,) p of all comparisons that were made; NaN = could not be tested, and counts for nothing
-)->np.ndarray:     # (m,) adjusted, in the same order
+    p_values,  # (m,) p of all comparisons that were made; NaN = could not be tested, and counts for nothing
+) -> np.ndarray:  # (m,) adjusted, in the same order
     "Adjust p-values for several comparisons made at once (Holm 1979)."
     p = _array(p_values)
-    if p.ndim != 1 or (p < 0).any() or (p > 1).any(): raise ValueError(f'p_values = {p.tolist()}: must be a list of numbers in [0, 1]')
-    order = np.argsort(p, kind='stable')[:(~np.isnan(p)).sum()]  # NaN is sorted last
+    if p.ndim != 1 or (p < 0).any() or (p > 1).any():
+        raise ValueError(f'p_values = {p.tolist()}: must be a list of numbers in [0, 1]')
+    order = np.argsort(p, kind='stable')[: (~np.isnan(p)).sum()]  # NaN is sorted last
     p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return p
 
 # %% ../../nbs/62_statistics.ipynb #5b1e07a2
 def compare_pairs(
-    values:pd.DataFrame,  # one row per seed, one column per method; NaN = not measured
-    pairs:list,           # of (method, method it is compared with)
-    level:float=.95,      # [share] how often such an interval holds the true difference
-)->pd.DataFrame:          # variant, minus, seeds that both have, mean, half width of its interval, p, Holm
+    values: pd.DataFrame,  # one row per seed, one column per method; NaN = not measured
+    pairs: list,  # of (method, method it is compared with)
+    level: float = 0.95,  # [share] how often such an interval holds the true difference
+) -> pd.DataFrame:  # variant, minus, seeds that both have, mean, half width of its interval, p, Holm
     "Compare pairs of methods within seeds: paired t tests, corrected by Holm for all pairs."
-    if absent := sorted({str(name) for pair in pairs for name in pair if name not in values.columns}): raise ValueError(f'pairs name {absent}: must be columns of values, {list(values.columns)}')
+    if absent := sorted({str(name) for pair in pairs for name in pair if name not in values.columns}):
+        raise ValueError(f'pairs name {absent}: must be columns of values, {list(values.columns)}')
     rows = []
     for a, b in pairs:
         both = values[[a, b]].dropna()
-        told = paired_difference(both.iloc[:, 0], both.iloc[:, 1], level) if len(both) else (np.nan,)*3
+        told = paired_difference(both.iloc[:, 0], both.iloc[:, 1], level) if len(both) else (np.nan,) * 3
         rows.append(dict(variant=a, minus=b, seeds=len(both), **dict(zip(('mean', 'half', 'p'), told))))
     table = pd.DataFrame(rows, columns=['variant', 'minus', 'seeds', 'mean', 'half', 'p'])
     return table.assign(Holm=holm(table.p))
 
 # %% ../../nbs/62_statistics.ipynb #d5aa192c
 def bootstrap_interval(
-    values,              # (n,) independent values, many of them
-    seed:int=0,          # of the draws
-    level:float=.95,     # [share] how often such an interval holds the true value, for large n
-    resamples:int=2000,  # draws of n values
-    statistic=np.mean,   # called as statistic(draws, axis=1) -> one number per draw
-)->tuple:                # low, high
+    values,  # (n,) independent values, many of them
+    seed: int = 0,  # of the draws
+    level: float = 0.95,  # [share] how often such an interval holds the true value, for large n
+    resamples: int = 2000,  # draws of n values
+    statistic=np.mean,  # called as statistic(draws, axis=1) -> one number per draw
+) -> tuple:  # low, high
     "Bracket a statistic by the middle of its bootstrap distribution (Efron 1979, percentile method)."
     x = _array(values)
-    if x.ndim != 1 or not len(x): raise ValueError(f'values have shape {x.shape}: must be a list of one number or more')
-    if not 0 < level < 1: raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
-    if resamples < 1: raise ValueError(f'resamples = {resamples}: must be 1 or more, such as 2000')
-    rows = max(1, 10**6//len(x))  # at once
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f'values have shape {x.shape}: must be a list of one number or more')
+    if not 0 < level < 1:
+        raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
+    if resamples < 1:
+        raise ValueError(f'resamples = {resamples}: must be 1 or more, such as 2000')
+    rows = max(1, 10**6 // len(x))  # at once
     found = []
     for start in range(0, resamples, rows):
-        shape = min(rows, resamples-start), len(x)
-        which = draws(seed, f'bootstrap {start}', shape[0]*shape[1]) % np.uint64(len(x))
+        shape = min(rows, resamples - start), len(x)
+        which = draws(seed, f'bootstrap {start}', shape[0] * shape[1]) % np.uint64(len(x))
         found.append(statistic(x[which.astype(np.int64)].reshape(shape), axis=1))
-    low, high = np.quantile(np.concatenate(found), [(1-level)/2, (1+level)/2])
+    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -12,46 +12,48 @@ import torch
 
 # %% ../../nbs/50_memory.ipynb #8cc10865
 def reservoir_slots(
-    bits:np.ndarray,  # (B,) non-negative integers, uniform over far more than `seen` values
-    seen:int,         # items shown before this batch
-    capacity:int,     # slots
-)->tuple:             # items that are kept (n,), the slot of each (n,); every slot at most once
+    bits: np.ndarray,  # (B,) non-negative integers, uniform over far more than `seen` values
+    seen: int,  # items shown before this batch
+    capacity: int,  # slots
+) -> tuple:  # items that are kept (n,), the slot of each (n,); every slot at most once
     "Choose the slots of a batch as if shown one by one (Vitter 1985, algorithm R)."
     i = seen + np.arange(len(bits))
-    slots = np.where(i < capacity, i, np.asarray(bits) % (i+1))
-    kept = np.flatnonzero(slots < capacity)[::-1]               # later items first
-    slots, first = np.unique(slots[kept], return_index=True)    # of each slot the first: the latest item
+    slots = np.where(i < capacity, i, np.asarray(bits) % (i + 1))
+    kept = np.flatnonzero(slots < capacity)[::-1]  # later items first
+    slots, first = np.unique(slots[kept], return_index=True)  # of each slot the first: the latest item
     return kept[first], slots
 
 # %% ../../nbs/50_memory.ipynb #1f7d6822
 def window_slots(
-    n:int,         # images in the batch
-    seen:int,      # images shown before it
-    capacity:int,  # slots
-)->tuple:          # items that are kept (k,), the slot of each (k,); every slot at most once
+    n: int,  # images in the batch
+    seen: int,  # images shown before it
+    capacity: int,  # slots
+) -> tuple:  # items that are kept (k,), the slot of each (k,); every slot at most once
     "Choose the slots of a batch so that the newest images stay."
-    items = np.arange(max(0, n-capacity), n)
-    return items, (seen+items) % capacity
+    items = np.arange(max(0, n - capacity), n)
+    return items, (seen + items) % capacity
 
 # %% ../../nbs/50_memory.ipynb #8779b86c
 def balanced_slots(
-    labels:np.ndarray,      # (B,) class of each image of the batch
-    ranks:np.ndarray,       # (B,) their ranks: of one class the highest leaves first
-    bits:np.ndarray,        # (B,) non-negative integers, uniform over far more than `capacity` values
-    held:np.ndarray,        # (n,) class of each filled slot
-    held_ranks:np.ndarray,  # (n,) rank of each
-    capacity:int,           # slots
-    always:bool=False,      # does an image of a class at its share push out one of its own? else it is passed over
-)->tuple:                   # items that are kept (k,), the slot of each (k,); every slot at most once
+    labels: np.ndarray,  # (B,) class of each image of the batch
+    ranks: np.ndarray,  # (B,) their ranks: of one class the highest leaves first
+    bits: np.ndarray,  # (B,) non-negative integers, uniform over far more than `capacity` values
+    held: np.ndarray,  # (n,) class of each filled slot
+    held_ranks: np.ndarray,  # (n,) rank of each
+    capacity: int,  # slots
+    always: bool = False,  # does an image of a class at its share push out one of its own? else it is passed over
+) -> tuple:  # items that are kept (k,), the slot of each (k,); every slot at most once
     "Choose the slots of a batch as if shown one by one, with as equal room for each class as can be."
-    n, spare, placed = len(held), np.zeros(min(len(labels), capacity-len(held)), np.int64), {}
+    n, spare, placed = len(held), np.zeros(min(len(labels), capacity - len(held)), np.int64), {}
     held, held_ranks = np.append(held, spare), np.append(held_ranks, spare)
-    counts = np.bincount(held[:n], minlength=max(labels, default=-1)+1)
+    counts = np.bincount(held[:n], minlength=max(labels, default=-1) + 1)
     for item, (label, rank, b) in enumerate(zip(labels, ranks, bits)):
-        if n < capacity: slot, n = n, n+1
+        if n < capacity:
+            slot, n = n, n + 1
         else:
-            at_share = 0 < counts[label] >= counts.max()-1
-            if at_share and not always: continue
+            at_share = 0 < counts[label] >= counts.max() - 1
+            if at_share and not always:
+                continue
             leaving = label if at_share else counts.argmax()
             slots = np.flatnonzero(held == leaving)
             slots = slots[held_ranks[slots] == held_ranks[slots].max()]
@@ -63,16 +65,18 @@ def balanced_slots(
 
 # %% ../../nbs/50_memory.ipynb #e2bb7c4f
 def herding_order(
-    features:np.ndarray,  # (n, D) of the images of one class
-)->np.ndarray:            # (n,) indices; each beginning of it has a mean near the mean of all
+    features: np.ndarray,  # (n, D) of the images of one class
+) -> np.ndarray:  # (n,) indices; each beginning of it has a mean near the mean of all
     "Order images so that the mean feature of the first few is near that of all (Rebuffi et al. 2017, algorithm 4)."
     f = np.asarray(features, np.float64)
     f = f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)
     gram = f @ f.T
     target, chosen_sum, order = gram.mean(1), np.zeros(len(f)), []
-    penalty = gram.diagonal().copy()                # infinite once chosen
-    for k in range(1, len(f)+1):
-        best = int((penalty + 2*chosen_sum - 2*k*target).round(9).argmin())  # equal but for rounding: the first
+    penalty = gram.diagonal().copy()  # infinite once chosen
+    for k in range(1, len(f) + 1):
+        best = int(
+            (penalty + 2 * chosen_sum - 2 * k * target).round(9).argmin()
+        )  # equal but for rounding: the first
         order.append(best)
         chosen_sum += gram[best]
         penalty[best] = np.inf
@@ -81,116 +85,180 @@ def herding_order(
 # %% ../../nbs/50_memory.ipynb #55b81474
 RETRIEVALS = 'uniform', 'balanced'  # how slots are drawn
 
+
 def draw_slots(
-    labels:torch.Tensor,        # (N,) class of each filled slot
-    n:int,                      # slots wanted
-    how:str,                    # one of `RETRIEVALS`
-    generator:torch.Generator,  # draws them
-)->torch.Tensor:                # (min(n, N),) int64, in random order if uniform, in rounds if balanced
+    labels: torch.Tensor,  # (N,) class of each filled slot
+    n: int,  # slots wanted
+    how: str,  # one of `RETRIEVALS`
+    generator: torch.Generator,  # draws them
+) -> torch.Tensor:  # (min(n, N),) int64, in random order if uniform, in rounds if balanced
     "Draw slots: each as likely, or as many of each class."
     if how not in RETRIEVALS:
-        raise ValueError(f'how = {how!r}: must be one of {", ".join(RETRIEVALS)}; for another choice score what memory.slots(n) gives')
-    if n < 0: raise ValueError(f'n = {n}: must be 0 or more')
+        raise ValueError(
+            f'how = {how!r}: must be one of {", ".join(RETRIEVALS)}; for another choice score what memory.slots(n) gives'
+        )
+    if n < 0:
+        raise ValueError(f'n = {n}: must be 0 or more')
     shuffled = torch.randperm(len(labels), generator=generator)
-    if how == 'uniform': return shuffled[:n]
+    if how == 'uniform':
+        return shuffled[:n]
     labels = labels.cpu()[shuffled]
     counts = labels.bincount()
     counts = counts[counts > 0]
-    turn = torch.arange(len(labels)) - (counts.cumsum(0)-counts).repeat_interleave(counts)          # of its class so many come before it
-    place = torch.randperm(len(counts), generator=generator).repeat_interleave(counts)              # of its class within a round
-    return shuffled[labels.argsort(stable=True)[(turn*len(counts) + place).argsort()]][:n]
+    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(
+        counts
+    )  # of its class so many come before it
+    place = torch.randperm(len(counts), generator=generator).repeat_interleave(
+        counts
+    )  # of its class within a round
+    return shuffled[labels.argsort(stable=True)[(turn * len(counts) + place).argsort()]][:n]
 
 # %% ../../nbs/50_memory.ipynb #421a87ca
 POLICIES = 'reservoir', 'greedy', 'ring', 'window', 'herding'  # what a memory keeps
-_RANKED = 'ring', 'herding'                                    # policies that keep a rank for each image
-_LAST = 2**62                                                  # rank of an image not herded yet
+_RANKED = 'ring', 'herding'  # policies that keep a rank for each image
+_LAST = 2**62  # rank of an image not herded yet
+
 
 def _check_policy(policy):
     "Refuse a policy that there is not."
-    if policy not in POLICIES: raise ValueError(f'policy = {policy!r}: must be one of {", ".join(POLICIES)}')
+    if policy not in POLICIES:
+        raise ValueError(f'policy = {policy!r}: must be one of {", ".join(POLICIES)}')
+
 
 def _check_memory(capacity, policy, saved=None):
     "Refuse a memory of nothing, or one unlike the saved."
     _check_policy(policy)
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-        raise ValueError(f'capacity = {capacity!r}: must be an integer, 1 or more; for no replay pass memory=None to the method')
+        raise ValueError(
+            f'capacity = {capacity!r}: must be an integer, 1 or more; for no replay pass memory=None to the method'
+        )
     for name, own in dict(capacity=capacity, policy=policy).items():
         if saved and saved[name] != own:
-            raise ValueError(f'{name} = {own}: the saved memory has {saved[name]}; make this one with the same {name}')
+            raise ValueError(
+                f'{name} = {own}: the saved memory has {saved[name]}; make this one with the same {name}'
+            )
+
 
 def _check_batch(batch, stored):
     "Refuse what would spoil the memory."
     images, sizes = batch['images'], [f'{len(x)} {name}' for name, x in batch.items()]
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f'images are {images.dtype} of shape {tuple(images.shape)}: must be uint8 (B, C, H, W), not augmented')
-    if len({len(x) for x in batch.values()}) > 1: raise ValueError(f'{", ".join(sizes)}: must be equally many')
-    if 'rank' in batch: raise ValueError("column 'rank': the memory keeps its own; use another name")
+        raise ValueError(
+            f'images are {images.dtype} of shape {tuple(images.shape)}: must be uint8 (B, C, H, W), not augmented'
+        )
+    if len({len(x) for x in batch.values()}) > 1:
+        raise ValueError(f'{", ".join(sizes)}: must be equally many')
+    if 'rank' in batch:
+        raise ValueError("column 'rank': the memory keeps its own; use another name")
     if stored and batch.keys() != stored.keys():
-        raise ValueError(f'columns {", ".join(batch)}: this memory holds {", ".join(stored)}; give the same columns with each batch')
+        raise ValueError(
+            f'columns {", ".join(batch)}: this memory holds {", ".join(stored)}; give the same columns with each batch'
+        )
     for name, x in batch.items():
         if stored and x.shape[1:] != stored[name].shape[1:]:
             advice = 'use one image_size' if name == 'images' else 'rows of one column have one shape'
-            raise ValueError(f'{name} are {tuple(x.shape[1:])}: this memory holds {tuple(stored[name].shape[1:])}; {advice}')
+            raise ValueError(
+                f'{name} are {tuple(x.shape[1:])}: this memory holds {tuple(stored[name].shape[1:])}; {advice}'
+            )
 
 # %% ../../nbs/50_memory.ipynb #8ace534b
 def _held(memory, name):
     "Give one column of the filled slots as an array; nothing before the first batch."
-    return memory.columns[memory.names.index(name)][:len(memory)].cpu().numpy() if memory.columns else np.zeros(0, np.int64)
+    return (
+        memory.columns[memory.names.index(name)][: len(memory)].cpu().numpy()
+        if memory.columns
+        else np.zeros(0, np.int64)
+    )
+
 
 def _prepare(memory, batch):
     "Check a batch, leave out rows with label -1, give ranks to the rest."
     batch = {name: x.detach() for name, x in batch.items()}
-    _check_batch(batch, {name: column for name, column in zip(memory.names, memory.columns) if name != 'rank'})
+    _check_batch(
+        batch, {name: column for name, column in zip(memory.names, memory.columns) if name != 'rank'}
+    )
     known = batch['labels'] >= 0
-    if not known.all(): batch = {name: x[known.to(x.device)] for name, x in batch.items()}
-    if memory.policy not in _RANKED: return batch
+    if not known.all():
+        batch = {name: x[known.to(x.device)] for name, x in batch.items()}
+    if memory.policy not in _RANKED:
+        return batch
     age = memory.seen + torch.arange(len(batch['labels']))
     return dict(batch, rank=-age if memory.policy == 'ring' else torch.full_like(age, _LAST))
+
 
 def _choose_slots(memory, batch):
     "Let the policy say which rows of a batch are kept, and where; draw one number for each row."
     labels = batch['labels'].cpu().numpy()
-    bits = torch.randint(2**63-1, (len(labels),), generator=memory.generator).numpy()
-    if memory.policy == 'reservoir': return reservoir_slots(bits, memory.seen, memory.capacity)
-    if memory.policy == 'window': return window_slots(len(labels), memory.seen, memory.capacity)
+    bits = torch.randint(2**63 - 1, (len(labels),), generator=memory.generator).numpy()
+    if memory.policy == 'reservoir':
+        return reservoir_slots(bits, memory.seen, memory.capacity)
+    if memory.policy == 'window':
+        return window_slots(len(labels), memory.seen, memory.capacity)
     held, capacity = _held(memory, 'labels'), memory.capacity
-    if memory.policy == 'greedy': return balanced_slots(labels, 0*labels, bits, held, 0*held, capacity)
-    return balanced_slots(labels, batch['rank'].numpy(), bits, held, _held(memory, 'rank'), capacity, always=memory.policy == 'ring')
+    if memory.policy == 'greedy':
+        return balanced_slots(labels, 0 * labels, bits, held, 0 * held, capacity)
+    return balanced_slots(
+        labels,
+        batch['rank'].numpy(),
+        bits,
+        held,
+        _held(memory, 'rank'),
+        capacity,
+        always=memory.policy == 'ring',
+    )
+
 
 def _write(memory, batch, items, slots):
     "Put rows of a batch into slots, one operation for each column; make the storage with the first batch."
     if not memory.columns:
-        memory.names, memory.columns = tuple(batch), tuple(x.new_zeros(memory.capacity, *x.shape[1:]) for x in batch.values())
+        memory.names, memory.columns = (
+            tuple(batch),
+            tuple(x.new_zeros(memory.capacity, *x.shape[1:]) for x in batch.values()),
+        )
     for column, x in zip(memory.columns, (batch[name] for name in memory.names)):
         column[slots.to(column.device)] = x[items.to(x.device)].to(column)
 
 # %% ../../nbs/50_memory.ipynb #7f983f37
 def _filled(memory):
     "Give the class of each filled slot; refuse a memory that holds none."
-    if not len(memory): raise ValueError('memory is empty: add a batch before drawing (len(memory) tells)')
-    return memory.columns[1][:len(memory)]
+    if not len(memory):
+        raise ValueError('memory is empty: add a batch before drawing (len(memory) tells)')
+    return memory.columns[1][: len(memory)]
+
 
 def _check_slots(slots, memory):
     "Refuse slots that are not filled."
     slots, n = torch.as_tensor(slots), len(_filled(memory))
-    if not len(slots): return slots.long()
-    if slots.dtype != torch.int64: raise ValueError(f'slots are {slots.dtype}: must be int64 numbers of slots; memory.slots(n) gives such')
+    if not len(slots):
+        return slots.long()
+    if slots.dtype != torch.int64:
+        raise ValueError(
+            f'slots are {slots.dtype}: must be int64 numbers of slots; memory.slots(n) gives such'
+        )
     if not 0 <= int(slots.min()) <= int(slots.max()) < n:
-        raise ValueError(f'slots = {int(slots.min())} to {int(slots.max())}: must lie in 0 to {n-1}; memory.slots(n) gives such')
+        raise ValueError(
+            f'slots = {int(slots.min())} to {int(slots.max())}: must lie in 0 to {n - 1}; memory.slots(n) gives such'
+        )
     return slots
+
 
 def _find(columns, names):
     "Number the columns asked for."
     for name in columns:
-        if name not in names: raise ValueError(f'columns: no {name!r} among {", ".join(names)}; add it with each batch')
+        if name not in names:
+            raise ValueError(f'columns: no {name!r} among {", ".join(names)}; add it with each batch')
     return [names.index(name) for name in columns]
+
 
 def _herding_ranks(memory, features):
     "Rank the images of each class by herding."
-    if memory.policy != 'herding': raise ValueError(f"policy = {memory.policy!r}: only a memory with policy='herding' can be herded")
+    if memory.policy != 'herding':
+        raise ValueError(f"policy = {memory.policy!r}: only a memory with policy='herding' can be herded")
     labels = _filled(memory).cpu().numpy()
     if len(features) != len(labels):
-        raise ValueError(f'features: {len(features)} rows for {len(labels)} images held; give those of memory.take(range(len(memory)))')
+        raise ValueError(
+            f'features: {len(features)} rows for {len(labels)} images held; give those of memory.take(range(len(memory)))'
+        )
     features, ranks = features.detach().cpu().double().numpy(), torch.zeros(len(labels), dtype=torch.int64)
     for slots in (np.flatnonzero(labels == c) for c in np.unique(labels)):
         ranks[slots[herding_order(features[slots])]] = torch.arange(len(slots))
@@ -199,60 +267,95 @@ def _herding_ranks(memory, features):
 # %% ../../nbs/50_memory.ipynb #d0cfe423
 class Memory:
     "Hold some of the images shown so far; `policy` says which."
-    def __init__(self,
-        capacity:int,               # images held at most
-        generator:torch.Generator,  # of this purpose only; its state is part of the memory's
-        *, policy:str='reservoir',  # one of `POLICIES`
+
+    def __init__(
+        self,
+        capacity: int,  # images held at most
+        generator: torch.Generator,  # of this purpose only; its state is part of the memory's
+        *,
+        policy: str = 'reservoir',  # one of `POLICIES`
     ):
         _check_memory(capacity, policy)
         self.capacity, self.generator, self.policy = capacity, generator, policy
-        self.seen, self.names, self.columns = 0, (), ()  # of images, labels, samples and what else is given: names, storage
-    def __len__(self): return min(self.seen, self.capacity)
+        self.seen, self.names, self.columns = (
+            0,
+            (),
+            (),
+        )  # of images, labels, samples and what else is given: names, storage
+
+    def __len__(self):
+        return min(self.seen, self.capacity)
+
     @property
-    def nbytes(self)->int: return sum(column.nbytes for column in self.columns)  # of the storage, full or not
-    def add(self,
-        images:torch.Tensor,   # (B, C, H, W) uint8, not augmented
-        labels:torch.Tensor,   # (B,) int64; rows with -1 are passed over
-        samples:torch.Tensor,  # (B,) int64 sample ids
-        **columns,             # (B, ...) tensors to keep with them, such as logits; the same names with each batch
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self.columns)  # of the storage, full or not
+
+    def add(
+        self,
+        images: torch.Tensor,  # (B, C, H, W) uint8, not augmented
+        labels: torch.Tensor,  # (B,) int64; rows with -1 are passed over
+        samples: torch.Tensor,  # (B,) int64 sample ids
+        **columns,  # (B, ...) tensors to keep with them, such as logits; the same names with each batch
     ):
         "Show a batch to the memory, which keeps some of it."
         batch = _prepare(self, dict(images=images, labels=labels, samples=samples, **columns))
         _write(self, batch, *map(torch.from_numpy, _choose_slots(self, batch)))
         self.seen += len(batch['labels'])
-    def slots(self, n:int, how:str='uniform')->torch.Tensor:
+
+    def slots(self, n: int, how: str = 'uniform') -> torch.Tensor:
         "Draw `n` filled slots (fewer if fewer are filled) by one of `RETRIEVALS`."
         return draw_slots(_filled(self), n, how, self.generator)
-    def take(self, slots, columns:tuple=())->tuple:
+
+    def take(self, slots, columns: tuple = ()) -> tuple:
         "Give images, labels and samples in `slots`, then the other `columns` asked for."
-        slots, chosen = _check_slots(slots, self), _find(('images', 'labels', 'samples', *columns), self.names)
+        slots, chosen = (
+            _check_slots(slots, self),
+            _find(('images', 'labels', 'samples', *columns), self.names),
+        )
         return tuple(self.columns[i][slots.to(self.columns[i].device)] for i in chosen)
-    def draw(self, n:int, how:str='uniform', columns:tuple=())->tuple:
+
+    def draw(self, n: int, how: str = 'uniform', columns: tuple = ()) -> tuple:
         "Draw slots and take what is in them."
         return self.take(self.slots(n, how), columns)
-    def herd(self, features:torch.Tensor): self.columns[-1][:len(self)] = _herding_ranks(self, features)  # (len(memory), D), by slot
-    def state_dict(self)->dict:
+
+    def herd(self, features: torch.Tensor):
+        self.columns[-1][: len(self)] = _herding_ranks(self, features)  # (len(memory), D), by slot
+
+    def state_dict(self) -> dict:
         "Copy all that the future of the memory depends on."
-        held = {name: column[:len(self)].clone() for name, column in zip(self.names, self.columns)}
-        return dict(capacity=self.capacity, policy=self.policy, seen=self.seen, columns=held, generator=self.generator.get_state())
-    def load_state_dict(self, state:dict):
+        held = {name: column[: len(self)].clone() for name, column in zip(self.names, self.columns)}
+        return dict(
+            capacity=self.capacity,
+            policy=self.policy,
+            seen=self.seen,
+            columns=held,
+            generator=self.generator.get_state(),
+        )
+
+    def load_state_dict(self, state: dict):
         "Go on from a saved state."
         _check_memory(self.capacity, self.policy, saved=state)
         self.seen, self.columns = state['seen'], ()
-        _write(self, state['columns'], *[torch.arange(len(self))]*2)
+        _write(self, state['columns'], *[torch.arange(len(self))] * 2)
         self.generator.set_state(state['generator'].cpu())
 
 # %% ../../nbs/50_memory.ipynb #c46837de
 def capacity_of(
-    nbytes:int,         # [bytes] room for the whole memory
-    image_shape:tuple,  # (C, H, W)
-    policy:str='reservoir',  # one of `POLICIES`
-    **columns,          # name -> one row of it, such as logits=torch.zeros(100)
-)->int:                 # images
+    nbytes: int,  # [bytes] room for the whole memory
+    image_shape: tuple,  # (C, H, W)
+    policy: str = 'reservoir',  # one of `POLICIES`
+    **columns,  # name -> one row of it, such as logits=torch.zeros(100)
+) -> int:  # images
     "Count the images that a memory of so many bytes can hold."
     _check_policy(policy)
-    rows = [torch.zeros(image_shape, dtype=torch.uint8), *columns.values(), *(torch.tensor(0),)*(3 if policy in _RANKED else 2)]
+    rows = [
+        torch.zeros(image_shape, dtype=torch.uint8),
+        *columns.values(),
+        *(torch.tensor(0),) * (3 if policy in _RANKED else 2),
+    ]
     each = sum(x.nbytes for x in rows)
     if nbytes < each:
-        raise ValueError(f'nbytes = {nbytes}: one image of shape {tuple(image_shape)} with all its columns takes {each}; give at least that')
+        raise ValueError(
+            f'nbytes = {nbytes}: one image of shape {tuple(image_shape)} with all its columns takes {each}; give at least that'
+        )
     return nbytes // each

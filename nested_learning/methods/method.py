@@ -12,181 +12,273 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..optim.averages import NearestClassMean, evaluating
-from .memory import Memory
 from ..config.schema import OOD_POLICIES
+from .memory import Memory
+from ..optim.averages import NearestClassMean, evaluating
 
 # %% ../../nbs/51_method.ipynb #d29d889c
 @dataclass(frozen=True)
 class Batch:
     "Some rows of the stream."
-    images:torch.Tensor   # (B, C, H, W) uint8, on the model's device
-    labels:torch.Tensor   # (B,) int64; -1: no class
-    samples:torch.Tensor  # (B,) int64 sample ids; -1-k for the k-th out-of-distribution image
+
+    images: torch.Tensor  # (B, C, H, W) uint8, on the model's device
+    labels: torch.Tensor  # (B,) int64; -1: no class
+    samples: torch.Tensor  # (B,) int64 sample ids; -1-k for the k-th out-of-distribution image
 
 # %% ../../nbs/51_method.ipynb #c5d46837
 def choose_rows(
-    batch:Batch,     # rows of the stream
-    ood_policy:str,  # one of `OOD_POLICIES`
-)->tuple:            # the batch that counts in the loss; images (n, C, H, W) of the rows without a class
+    batch: Batch,  # rows of the stream
+    ood_policy: str,  # one of `OOD_POLICIES`
+) -> tuple:  # the batch that counts in the loss; images (n, C, H, W) of the rows without a class
     "Leave out of a batch what is ignored; refuse label -1 where every label is learned."
     unknown = batch.labels < 0
-    if not unknown.any(): return batch, batch.images[:0]
-    if ood_policy == 'label_noise': raise ValueError(f"label = -1 of samples {batch.samples[unknown.to(batch.samples.device)].tolist()}: "
-        "ood_policy = 'label_noise' learns the label of every row; use 'reject' or 'ignore', as the stream does")
+    if not unknown.any():
+        return batch, batch.images[:0]
+    if ood_policy == 'label_noise':
+        raise ValueError(
+            f'label = -1 of samples {batch.samples[unknown.to(batch.samples.device)].tolist()}: '
+            "ood_policy = 'label_noise' learns the label of every row; use 'reject' or 'ignore', as the stream does"
+        )
     columns = batch.images, batch.labels, batch.samples
-    return batch if ood_policy == 'reject' else Batch(*(x[~unknown.to(x.device)] for x in columns)), batch.images[unknown]
+    return batch if ood_policy == 'reject' else Batch(
+        *(x[~unknown.to(x.device)] for x in columns)
+    ), batch.images[unknown]
+
 
 def open_set_loss(
-    logits:torch.Tensor,  # (B, K)
-    labels:torch.Tensor,  # (B,) int64; -1: no class
-)->torch.Tensor:          # scalar
+    logits: torch.Tensor,  # (B, K)
+    labels: torch.Tensor,  # (B,) int64; -1: no class
+) -> torch.Tensor:  # scalar
     "Average the cross-entropy; without a class the target is the uniform distribution (Dhamija et al. 2018)."
-    if (labels >= 0).all(): return F.cross_entropy(logits, labels)
+    if (labels >= 0).all():
+        return F.cross_entropy(logits, labels)
     own = F.cross_entropy(logits, labels, ignore_index=-1, reduction='none')
     return torch.where(labels < 0, -F.log_softmax(logits, 1).mean(1), own).mean()
 
+
 @torch.no_grad()
 def confidence(
-    model,                # maps inputs to logits (B, K)
-    inputs:torch.Tensor,  # (B, ...) plain views of images
-)->torch.Tensor:          # (B,) from 1/K to 1
+    model,  # maps inputs to logits (B, K)
+    inputs: torch.Tensor,  # (B, ...) plain views of images
+) -> torch.Tensor:  # (B,) from 1/K to 1
     "Give the largest softmax probability of each input, in evaluation mode; leave no trace."
-    with evaluating(model): return model(inputs).float().softmax(1).amax(1)
+    with evaluating(model):
+        return model(inputs).float().softmax(1).amax(1)
 
 # %% ../../nbs/51_method.ipynb #2ec4b2d5
 def zero_loss(
-    model,        # any module
-)->torch.Tensor:  # scalar 0
+    model,  # any module
+) -> torch.Tensor:  # scalar 0
     "Give a loss of 0, with a gradient of 0 in every trained weight."
-    return sum((0*p).sum() for p in model.parameters() if p.requires_grad)
+    return sum((0 * p).sum() for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/51_method.ipynb #25a70121
 def read_out(
-    method,   # a `Method`, whose memory, averages and view are used
-    network,          # its weights
-)->dict:              # name -> module; the last is the answer
+    method,  # a `Method`, whose memory, averages and view are used
+    network,  # its weights
+) -> dict:  # name -> module; the last is the answer
     "Name a network, its running average, and the nearest class mean in the features of the last of them (Rebuffi et al. 2017)."
     modules, memory, view = {'weights': network}, method.memory, method.view
-    if method.averages is not None: modules['average'] = network = method.averages.model(method.level)
-    if not method.nearest_mean or not len(memory): return modules
+    if method.averages is not None:
+        modules['average'] = network = method.averages.model(method.level)
+    if not method.nearest_mean or not len(memory):
+        return modules
     images, labels, _ = memory.take(range(len(memory)))
     device = next(network.parameters()).device
-    with torch.no_grad(), evaluating(network): num_classes = network(view.plain(images[:1].to(device))).shape[1]
+    with torch.no_grad(), evaluating(network):
+        num_classes = network(view.plain(images[:1].to(device))).shape[1]
     return dict(modules, nearest_mean=NearestClassMean(network, num_classes).fit(images, labels, view))
 
 # %% ../../nbs/51_method.ipynb #3508627a
 def copy_state(
-    value,        # tensors, numbers, text, None; and lists, tuples and dictionaries of them
+    value,  # tensors, numbers, text, None; and lists, tuples and dictionaries of them
     device=None,  # where the tensors go; None: they stay where they are
 ):
     "Copy tensors in nested containers."
-    if isinstance(value, torch.Tensor): return value.detach().to(device or value.device, copy=True)
-    if isinstance(value, dict): return {name: copy_state(x, device) for name, x in value.items()}
-    if isinstance(value, (list, tuple)): return type(value)(copy_state(x, device) for x in value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device or value.device, copy=True)
+    if isinstance(value, dict):
+        return {name: copy_state(x, device) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copy_state(x, device) for x in value)
     return value
 
-def _parts(method)->dict:
-    "Name what a method was given that has a state of its own."
-    return {name: part for name, part in dict(memory=method.memory, averages=method.averages).items() if part is not None}
 
-def _state(method)->dict:
+def _parts(method) -> dict:
+    "Name what a method was given that has a state of its own."
+    return {
+        name: part
+        for name, part in dict(memory=method.memory, averages=method.averages).items()
+        if part is not None
+    }
+
+
+def _state(method) -> dict:
     "Copy the state of a method and of its parts."
     own = copy_state({name: getattr(method, name) for name in method.remembers})
-    return dict(replayed=method.replayed, own=own, **{name: part.state_dict() for name, part in _parts(method).items()})
+    return dict(
+        replayed=method.replayed,
+        own=own,
+        **{name: part.state_dict() for name, part in _parts(method).items()},
+    )
 
-def _load_state(method, state:dict):
+
+def _load_state(method, state: dict):
     "Go on from a saved state."
     method.replayed, device = state['replayed'], next(method.model.parameters()).device
-    for name in method.remembers: setattr(method, name, copy_state(state['own'][name], device))
-    for name, part in _parts(method).items(): part.load_state_dict(state[name])
+    for name in method.remembers:
+        setattr(method, name, copy_state(state['own'][name], device))
+    for name, part in _parts(method).items():
+        part.load_state_dict(state[name])
 
 # %% ../../nbs/51_method.ipynb #314cc9ef
 def _check_method(ood_policy, model, memory, nearest_mean, average):
     "Refuse what cannot work."
-    if ood_policy not in OOD_POLICIES: raise ValueError(f"ood_policy = {ood_policy!r}: must be 'label_noise', 'reject' or 'ignore'")
-    if average not in ('last', 'mean'): raise ValueError(f"average = {average!r}: must be 'last' or 'mean' (of all averages)")
+    if ood_policy not in OOD_POLICIES:
+        raise ValueError(f"ood_policy = {ood_policy!r}: must be 'label_noise', 'reject' or 'ignore'")
+    if average not in ('last', 'mean'):
+        raise ValueError(f"average = {average!r}: must be 'last' or 'mean' (of all averages)")
     if nearest_mean and memory is None:
-        raise ValueError('nearest_mean = True: the class means come from a memory, and memory = None; use a method that replays, such as er')
+        raise ValueError(
+            'nearest_mean = True: the class means come from a memory, and memory = None; use a method that replays, such as er'
+        )
     if nearest_mean and not hasattr(model, 'features'):
-        raise ValueError(f'nearest_mean = True: {type(model).__name__} has no `features`; give it this method, images to (B, D)')
+        raise ValueError(
+            f'nearest_mean = True: {type(model).__name__} has no `features`; give it this method, images to (B, D)'
+        )
 
 # %% ../../nbs/51_method.ipynb #5e4a04f3
 class Method:
     "Fine-tune: learn each batch as it comes (also the base class of all methods)."
+
     needs_boundaries = False  # does it have to be told when a task ends?
-    remembers = ()            # names of its own attributes that its future depends on; saved with its state
-    def __init__(self,
-        model,              # maps the view's output to logits (B, K); in train mode
-        view,               # maps raw images to the model's input, augmented; `view.plain` does not augment
-        memory:Memory|None=None,   # past images, for methods that replay
-        averages=None,      # running averages of the weights, with `update()` and `model()`
-        replay_batch_size:int=10,  # images replayed with each batch
-        ood_policy:str='label_noise',  # one of `OOD_POLICIES`: what to do with label -1
-        *, nearest_mean:bool=False,    # does the nearest class mean of the memory's features answer?
-        average:str='last',            # which average answers: the 'last', or the 'mean' of all
+    remembers = ()  # names of its own attributes that its future depends on; saved with its state
+
+    def __init__(
+        self,
+        model,  # maps the view's output to logits (B, K); in train mode
+        view,  # maps raw images to the model's input, augmented; `view.plain` does not augment
+        memory: Memory | None = None,  # past images, for methods that replay
+        averages=None,  # running averages of the weights, with `update()` and `model()`
+        replay_batch_size: int = 10,  # images replayed with each batch
+        ood_policy: str = 'label_noise',  # one of `OOD_POLICIES`: what to do with label -1
+        *,
+        nearest_mean: bool = False,  # does the nearest class mean of the memory's features answer?
+        average: str = 'last',  # which average answers: the 'last', or the 'mean' of all
     ):
         _check_method(ood_policy, model, memory, nearest_mean, average)
-        self.model, self.view, self.memory, self.averages, self.ood_policy = model, view, memory, averages, ood_policy
-        self.nearest_mean, self.level = nearest_mean, -1 if average == 'last' else 'mean'  # `level`: which average answers
-        self.replay_batch_size, self.replayed = replay_batch_size, 0  # `replayed` counts presentations from the memory
-        self.rows, self.past, self.ood_confidence = 0, 0, math.nan  # of the last loss: rows in its mean; of these replayed, the last ones; confidence in rows without a class
-        self.right = torch.zeros(0)  # (n,) of the last loss: was each of the stream's rows with a class right?
-    def loss(self, batch:Batch)->torch.Tensor:
+        self.model, self.view, self.memory, self.averages, self.ood_policy = (
+            model,
+            view,
+            memory,
+            averages,
+            ood_policy,
+        )
+        self.nearest_mean, self.level = (
+            nearest_mean,
+            -1 if average == 'last' else 'mean',
+        )  # `level`: which average answers
+        self.replay_batch_size, self.replayed = (
+            replay_batch_size,
+            0,
+        )  # `replayed` counts presentations from the memory
+        self.rows, self.past, self.ood_confidence = (
+            0,
+            0,
+            math.nan,
+        )  # of the last loss: rows in its mean; of these replayed, the last ones; confidence in rows without a class
+        self.right = torch.zeros(
+            0
+        )  # (n,) of the last loss: was each of the stream's rows with a class right?
+
+    def loss(self, batch: Batch) -> torch.Tensor:
         "Forward what counts of a batch and give its objective."
         batch, unknown = choose_rows(batch, self.ood_policy)
         self.rows = len(batch.labels)
-        self.ood_confidence = confidence(self.model, self.view.plain(unknown)).mean().item() if len(unknown) else math.nan
+        self.ood_confidence = (
+            confidence(self.model, self.view.plain(unknown)).mean().item() if len(unknown) else math.nan
+        )
         self.right = torch.zeros(0)
-        if not self.rows: return zero_loss(self.model)
+        if not self.rows:
+            return zero_loss(self.model)
         inputs = self.view(batch.images)
         logits = self.model(inputs)
-        self.right = (logits.detach().argmax(1) == batch.labels)[:self.rows-self.past][batch.labels[:self.rows-self.past] >= 0].float()
+        self.right = (logits.detach().argmax(1) == batch.labels)[: self.rows - self.past][
+            batch.labels[: self.rows - self.past] >= 0
+        ].float()
         return self.objective(inputs, batch.labels, logits)
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Average the cross-entropy over rows (B), forwarded already."
         return (open_set_loss if self.ood_policy == 'reject' else F.cross_entropy)(logits, labels)
-    def on_gradients(self): "Read or change `p.grad`; they are finite and unscaled."
-    def after_batch(self, batch:Batch): "Take notice of a batch that will not come again."
-    def end_task(self): "Take notice of a task's end."
+
+    def on_gradients(self):
+        "Read or change `p.grad`; they are finite and unscaled."
+
+    def after_batch(self, batch: Batch):
+        "Take notice of a batch that will not come again."
+
+    def end_task(self):
+        "Take notice of a task's end."
+
     def after_update(self):
-        if self.averages is not None: self.averages.update()
-    def readout(self)->dict: return read_out(self, self.model)  # name -> module to evaluate; the last is the method's answer
-    def state_dict(self)->dict: return _state(self)  # of the method and of what it was given, but for the model
-    def load_state_dict(self, state:dict): _load_state(self, state)
+        if self.averages is not None:
+            self.averages.update()
+
+    def readout(self) -> dict:
+        return read_out(self, self.model)  # name -> module to evaluate; the last is the method's answer
+
+    def state_dict(self) -> dict:
+        return _state(self)  # of the method and of what it was given, but for the model
+
+    def load_state_dict(self, state: dict):
+        _load_state(self, state)
 
 # %% ../../nbs/51_method.ipynb #c69d34f1
 class ER(Method):
     "Learn each batch together with images from the memory (Chaudhry et al. 2019)."
+
     def __init__(self, *given, **more):  # as in `Method`; a memory is needed
         super().__init__(*given, **more)
-        if self.memory is None: raise ValueError(f'memory = None: {type(self).__name__} needs one; pass memory=Memory(capacity, generator), or memory_size >= 1')
-        if self.replay_batch_size < 1: raise ValueError(f'replay_batch_size = {self.replay_batch_size}: must be 1 or more; for no replay use fine_tune')
+        if self.memory is None:
+            raise ValueError(
+                f'memory = None: {type(self).__name__} needs one; pass memory=Memory(capacity, generator), or memory_size >= 1'
+            )
+        if self.replay_batch_size < 1:
+            raise ValueError(
+                f'replay_batch_size = {self.replay_batch_size}: must be 1 or more; for no replay use fine_tune'
+            )
         self.needs_boundaries = self.memory.policy == 'herding'
         if self.needs_boundaries and not hasattr(self.model, 'features'):
-            raise ValueError(f"policy = 'herding': {type(self.model).__name__} has no `features` to rank images by; give it this method, images to (B, D)")
+            raise ValueError(
+                f"policy = 'herding': {type(self.model).__name__} has no `features` to rank images by; give it this method, images to (B, D)"
+            )
 
-    def loss(self, batch:Batch)->torch.Tensor:
+    def loss(self, batch: Batch) -> torch.Tensor:
         "Join the batch with what is replayed; give the objective of both."
-        if not len(self.memory): return super().loss(batch)
+        if not len(self.memory):
+            return super().loss(batch)
         past = self.replay(batch)
         self.past = len(past[0])
         self.replayed += self.past
         now = batch.images, batch.labels, batch.samples
         return super().loss(Batch(*(torch.cat([a, b.to(a.device)]) for a, b in zip(now, past))))
 
-    def replay(self, batch:Batch)->tuple:
+    def replay(self, batch: Batch) -> tuple:
         "Choose images, labels and samples from the memory."
         return self.memory.draw(self.replay_batch_size)
 
-    def after_batch(self, batch:Batch):
+    def after_batch(self, batch: Batch):
         "Show the batch to the memory."
         self.memory.add(batch.images, batch.labels, batch.samples)
 
     @torch.no_grad()
     def end_task(self):
         "Rank the images of a herding memory by their features."
-        if not len(self.memory): return
+        if not len(self.memory):
+            return
         images, device = self.memory.take(range(len(self.memory)))[0], next(self.model.parameters()).device
         with evaluating(self.model) as model:
-            self.memory.herd(torch.cat([model.features(self.view.plain(x.to(device))) for x in images.split(500)]))
+            self.memory.herd(
+                torch.cat([model.features(self.view.plain(x.to(device))) for x in images.split(500)])
+            )

@@ -12,100 +12,113 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from ..optim.averages import evaluating, module_tensors
 from .method import Batch, Method, copy_state
+from ..optim.averages import evaluating, module_tensors
 
 # %% ../../nbs/52_regularisation.ipynb #348e411b
 def update_fisher(
-    fisher,          # list of (*) running squared gradients; changed in place
-    gradients,       # list of (*) gradients of the batch's mean loss
-    batch_size:int,  # $B$
-    updates:int,     # $n$, this one included; counts from 1
-    decay:float,     # $\gamma$
+    fisher,  # list of (*) running squared gradients; changed in place
+    gradients,  # list of (*) gradients of the batch's mean loss
+    batch_size: int,  # $B$
+    updates: int,  # $n$, this one included; counts from 1
+    decay: float,  # $\gamma$
 ):
     "Take the gradients of one more batch into the running Fisher (Chaudhry et al. 2018, eq. 6)."
-    weight = max(1/updates, 1-decay)
-    torch._foreach_mul_(fisher, 1-weight)
-    torch._foreach_addcmul_(fisher, gradients, gradients, value=weight*batch_size)
+    weight = max(1 / updates, 1 - decay)
+    torch._foreach_mul_(fisher, 1 - weight)
+    torch._foreach_addcmul_(fisher, gradients, gradients, value=weight * batch_size)
 
 # %% ../../nbs/52_regularisation.ipynb #8c9f01d6
 def trained(
-    model:nn.Module,  # any
-)->list:              # of parameters
+    model: nn.Module,  # any
+) -> list:  # of parameters
     "List the parameters that are trained."
     return [p for p in model.parameters() if p.requires_grad]
 
+
 def gradients_of(
     parameters,  # after a backward pass
-)->list:         # of (*), the tensors themselves
+) -> list:  # of (*), the tensors themselves
     "List the gradients; 0 for a parameter that the loss did not reach."
     for p in parameters:
-        if p.grad is None: p.grad = torch.zeros_like(p)
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     return [p.grad for p in parameters]
 
 # %% ../../nbs/52_regularisation.ipynb #65d9adf1
 def exact_fisher(
-    model:nn.Module,      # maps inputs to logits (B, K)
-    inputs:torch.Tensor,  # (n, ...) plain views of images
-    labels:torch.Tensor,  # (n,) int64, their classes
-)->list:                  # of (*), one for each trained parameter
+    model: nn.Module,  # maps inputs to logits (B, K)
+    inputs: torch.Tensor,  # (n, ...) plain views of images
+    labels: torch.Tensor,  # (n,) int64, their classes
+) -> list:  # of (*), one for each trained parameter
     "Average the squared gradients of single images: the diagonal of the empirical Fisher; leave no trace."
     parameters = trained(model)
     total = [torch.zeros_like(p) for p in parameters]
     with evaluating(model), torch.enable_grad():
         for x, y in zip(inputs.split(1), labels.split(1)):
             gradients = torch.autograd.grad(F.cross_entropy(model(x), y), parameters, materialize_grads=True)
-            torch._foreach_addcmul_(total, gradients, gradients, value=1/len(labels))
+            torch._foreach_addcmul_(total, gradients, gradients, value=1 / len(labels))
     return total
 
 # %% ../../nbs/52_regularisation.ipynb #fb7302fb
 def last_rows(
-    window,       # (images, labels) kept so far, or None
-    batch:Batch,  # newest rows
-    n:int,        # [images] to keep at most
-)->tuple:         # images (k, C, H, W) uint8, labels (k,)
+    window,  # (images, labels) kept so far, or None
+    batch: Batch,  # newest rows
+    n: int,  # [images] to keep at most
+) -> tuple:  # images (k, C, H, W) uint8, labels (k,)
     "Keep the newest rows that have a class."
     known = batch.labels >= 0
     newest = batch.images[known], batch.labels[known]
-    return tuple(new[-n:] if window is None else torch.cat([old, new])[-n:] for old, new in zip(window or newest, newest))
+    return tuple(
+        new[-n:] if window is None else torch.cat([old, new])[-n:]
+        for old, new in zip(window or newest, newest)
+    )
 
 # %% ../../nbs/52_regularisation.ipynb #8bac048c
 def consolidate_importance(
     importance,  # list of (*) values in [0, 1] from earlier tasks, or None
-    fisher,      # list of (*) Fisher at the end of the task
-)->list:         # of (*) values in [0, 1]
+    fisher,  # list of (*) Fisher at the end of the task
+) -> list:  # of (*) values in [0, 1]
     "Average the scaled Fisher with the earlier importance (as Chaudhry et al. 2018 average their scores)."
-    largest = max(f.max().item() for f in fisher) or 1.
-    snapshot = [f/largest for f in fisher]
-    return snapshot if importance is None else [(old+new)/2 for old, new in zip(importance, snapshot)]
+    largest = max(f.max().item() for f in fisher) or 1.0
+    snapshot = [f / largest for f in fisher]
+    return snapshot if importance is None else [(old + new) / 2 for old, new in zip(importance, snapshot)]
 
 # %% ../../nbs/52_regularisation.ipynb #5a9d2c57
 def _check_ewc(strength, decay, fisher, fisher_samples):
     "Refuse options without a meaning."
-    if strength < 0: raise ValueError(f'strength = {strength}: must be 0 or more; 0 is fine-tuning')
-    if not 0 <= decay < 1: raise ValueError(f'decay = {decay}: must lie in [0, 1); 0.98 averages over about 50 updates')
-    if fisher not in ('running', 'task_end'): raise ValueError(f"fisher = {fisher!r}: must be 'running' or 'task_end'")
-    if fisher_samples < 1: raise ValueError(f'fisher_samples = {fisher_samples}: must be 1 image or more')
+    if strength < 0:
+        raise ValueError(f'strength = {strength}: must be 0 or more; 0 is fine-tuning')
+    if not 0 <= decay < 1:
+        raise ValueError(f'decay = {decay}: must lie in [0, 1); 0.98 averages over about 50 updates')
+    if fisher not in ('running', 'task_end'):
+        raise ValueError(f"fisher = {fisher!r}: must be 'running' or 'task_end'")
+    if fisher_samples < 1:
+        raise ValueError(f'fisher_samples = {fisher_samples}: must be 1 image or more')
 
 # %% ../../nbs/52_regularisation.ipynb #2a13867d
 class EWC(Method):
     "Pull important weights back to where the last task left them (Kirkpatrick et al. 2017; EWC++: Chaudhry et al. 2018)."
+
     needs_boundaries, remembers = True, ('updates', 'fisher', 'importance', 'anchor', 'window')
-    def __init__(self,
-        *given,                  # as in `Method`
-        strength:float=10.,      # [1/learning rate] stiffness $\lambda$ of the most important weight; 0 = fine-tuning
-        decay:float=.98,         # [per update] $\gamma$ of the running Fisher: a window of 1/(1-decay) updates
-        fisher:str='running',    # 'running': from the gradients of training; 'task_end': exact, from the task's last images
-        fisher_samples:int=200,  # [images] that 'task_end' looks back on, kept raw
-        **more,                  # as in `Method`
+
+    def __init__(
+        self,
+        *given,  # as in `Method`
+        strength: float = 10.0,  # [1/learning rate] stiffness $\lambda$ of the most important weight; 0 = fine-tuning
+        decay: float = 0.98,  # [per update] $\gamma$ of the running Fisher: a window of 1/(1-decay) updates
+        fisher: str = 'running',  # 'running': from the gradients of training; 'task_end': exact, from the task's last images
+        fisher_samples: int = 200,  # [images] that 'task_end' looks back on, kept raw
+        **more,  # as in `Method`
     ):
         _check_ewc(strength, decay, fisher, fisher_samples)
         super().__init__(*given, **more)
         self.strength, self.decay, self.updates, self.fisher_samples = strength, decay, 0, fisher_samples
         self.parameters = trained(self.model)
         self.fisher = [torch.zeros_like(p) for p in self.parameters] if fisher == 'running' else None
-        self.window = None                    # (images, labels) of the task so far, for the exact Fisher
+        self.window = None  # (images, labels) of the task so far, for the exact Fisher
         self.importance = self.anchor = None  # like `parameters`, from the first task's end
+
     @torch.no_grad()
     def on_gradients(self):
         "Update the running Fisher, then add the gradient of the penalty in place."
@@ -113,105 +126,141 @@ class EWC(Method):
         if self.rows and self.fisher is not None:  # a batch of ignored rows tells nothing of the Fisher
             self.updates += 1
             update_fisher(self.fisher, gradients, self.rows, self.updates, self.decay)
-        if self.anchor is None: return
+        if self.anchor is None:
+            return
         displacement = torch._foreach_sub(self.parameters, self.anchor)
         torch._foreach_addcmul_(gradients, self.importance, displacement, value=self.strength)
-    def after_batch(self, batch:Batch):
+
+    def after_batch(self, batch: Batch):
         "Keep the last images of the task, if the exact Fisher will be asked for."
-        if self.fisher is None: self.window = last_rows(self.window, batch, self.fisher_samples)
+        if self.fisher is None:
+            self.window = last_rows(self.window, batch, self.fisher_samples)
+
     def end_task(self):
         "Fix the anchor and the importance until the next task ends."
         fisher = self.fisher
         if fisher is None:
             images, labels = self.window or ((), ())
-            if not len(labels): return  # nothing was learned
+            if not len(labels):
+                return  # nothing was learned
             fisher, self.window = exact_fisher(self.model, self.view.plain(images), labels), None
-        self.importance, self.anchor = consolidate_importance(self.importance, fisher), copy_state(self.parameters)
+        self.importance, self.anchor = (
+            consolidate_importance(self.importance, fisher),
+            copy_state(self.parameters),
+        )
 
 # %% ../../nbs/52_regularisation.ipynb #1f5b8dbb
 class SI(Method):
     "Pull weights back by what their way through the last tasks has gained (Zenke et al. 2017, synaptic intelligence)."
+
     needs_boundaries, remembers = True, ('integral', 'importance', 'anchor')
-    def __init__(self,
-        *given,             # as in `Method`
-        strength:float=.1,  # $c$ of the penalty; 0 = fine-tuning
-        damping:float=.1,   # $\xi$ [weight squared]: what a change is at least taken to be
-        **more,             # as in `Method`
+
+    def __init__(
+        self,
+        *given,  # as in `Method`
+        strength: float = 0.1,  # $c$ of the penalty; 0 = fine-tuning
+        damping: float = 0.1,  # $\xi$ [weight squared]: what a change is at least taken to be
+        **more,  # as in `Method`
     ):
-        if strength < 0: raise ValueError(f'strength = {strength}: must be 0 or more; 0 is fine-tuning')
-        if not damping > 0: raise ValueError(f'damping = {damping}: must be above 0, since a weight may end where it began')
+        if strength < 0:
+            raise ValueError(f'strength = {strength}: must be 0 or more; 0 is fine-tuning')
+        if not damping > 0:
+            raise ValueError(f'damping = {damping}: must be above 0, since a weight may end where it began')
         super().__init__(*given, **more)
         self.strength, self.damping, self.parameters = strength, damping, trained(self.model)
         self.anchor = copy_state(self.parameters)  # where the present task began
         self.integral, self.importance = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+
     @torch.no_grad()
     def on_gradients(self):
         "Take note of weights and gradients, then add the gradient of the penalty in place."
         gradients = gradients_of(self.parameters)
         self.before = copy_state(self.parameters), copy_state(gradients)
         displacement = torch._foreach_sub(self.parameters, self.anchor)
-        torch._foreach_addcmul_(gradients, self.importance, displacement, value=2*self.strength)
+        torch._foreach_addcmul_(gradients, self.importance, displacement, value=2 * self.strength)
+
     @torch.no_grad()
     def after_update(self):
         "Add what the step has gained to the integral: minus gradient times movement."
         super().after_update()
         weights, gradients = self.before
-        torch._foreach_addcmul_(self.integral, gradients, torch._foreach_sub(self.parameters, weights), value=-1)
+        torch._foreach_addcmul_(
+            self.integral, gradients, torch._foreach_sub(self.parameters, weights), value=-1
+        )
+
     @torch.no_grad()
     def end_task(self):
         "Turn the integral into importance, and begin anew from the present weights."
-        for importance, integral, p, anchor in zip(self.importance, self.integral, self.parameters, self.anchor):
-            importance.add_(integral/((p-anchor)**2 + self.damping)).clamp_(min=0)
+        for importance, integral, p, anchor in zip(
+            self.importance, self.integral, self.parameters, self.anchor
+        ):
+            importance.add_(integral / ((p - anchor) ** 2 + self.damping)).clamp_(min=0)
             integral.zero_()
         self.anchor = copy_state(self.parameters)
 
 # %% ../../nbs/52_regularisation.ipynb #3bb54fe5
 def distillation(
-    student:torch.Tensor,  # (B, K) logits
-    teacher:torch.Tensor,  # (B, K) logits
-    temperature:float,     # $T$: softens both
-)->torch.Tensor:           # scalar, 0 where both agree
+    student: torch.Tensor,  # (B, K) logits
+    teacher: torch.Tensor,  # (B, K) logits
+    temperature: float,  # $T$: softens both
+) -> torch.Tensor:  # scalar, 0 where both agree
     "Measure how far softened predictions are from a teacher's: $T^2$ times the mean KL divergence (Hinton et al. 2015)."
-    student, teacher = ((x.float()/temperature).log_softmax(1) for x in (student, teacher))
+    student, teacher = ((x.float() / temperature).log_softmax(1) for x in (student, teacher))
     return temperature**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
 
 @torch.no_grad()
 def logits_with(
-    model:nn.Module,      # any
-    tensors:dict,         # name -> tensor, in place of the model's own
-    inputs:torch.Tensor,  # (B, ...)
-)->torch.Tensor:          # (B, K)
+    model: nn.Module,  # any
+    tensors: dict,  # name -> tensor, in place of the model's own
+    inputs: torch.Tensor,  # (B, ...)
+) -> torch.Tensor:  # (B, K)
     "Forward inputs with other weights, in evaluation mode; leave no trace."
-    with evaluating(model): return functional_call(model, tensors, (inputs,))
+    with evaluating(model):
+        return functional_call(model, tensors, (inputs,))
 
 # %% ../../nbs/52_regularisation.ipynb #a5f1b415
 def check_distillation(
-    strength,     # asked for
+    strength,  # asked for
     temperature,  # asked for
-)->None:
+) -> None:
     "Refuse options without a meaning."
-    if strength < 0: raise ValueError(f'strength = {strength}: must be 0 or more; 0 is no distillation')
-    if not temperature > 0: raise ValueError(f'temperature = {temperature}: must be above 0; 1 takes the predictions as they are')
+    if strength < 0:
+        raise ValueError(f'strength = {strength}: must be 0 or more; 0 is no distillation')
+    if not temperature > 0:
+        raise ValueError(f'temperature = {temperature}: must be above 0; 1 takes the predictions as they are')
+
 
 class LwF(Method):
     "Answer for old classes as the network did when the last task ended (Li and Hoiem 2016, learning without forgetting)."
+
     needs_boundaries, remembers = True, ('teacher', 'old', 'seen')
-    def __init__(self,
-        *given,                 # as in `Method`
-        strength:float=.25,     # weight of the distillation; $1/T^2$ weighs it as the paper does
-        temperature:float=2.,   # $T$
-        **more,                 # as in `Method`
+
+    def __init__(
+        self,
+        *given,  # as in `Method`
+        strength: float = 0.25,  # weight of the distillation; $1/T^2$ weighs it as the paper does
+        temperature: float = 2.0,  # $T$
+        **more,  # as in `Method`
     ):
         check_distillation(strength, temperature)
         super().__init__(*given, **more)
         self.strength, self.temperature = strength, temperature
-        self.teacher = None            # name -> tensor: the network at the last task's end
-        self.old, self.seen = [], []   # classes that the teacher has seen; classes seen so far
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+        self.teacher = None  # name -> tensor: the network at the last task's end
+        self.old, self.seen = [], []  # classes that the teacher has seen; classes seen so far
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Add the distillation over old classes to the cross-entropy."
         loss = super().objective(inputs, labels, logits)
-        if not self.old: return loss
+        if not self.old:
+            return loss
         teacher = logits_with(self.model, self.teacher, inputs)
-        return loss + self.strength*distillation(logits[:, self.old], teacher[:, self.old], self.temperature)
-    def after_batch(self, batch:Batch): self.seen = sorted({*self.seen, *batch.labels.tolist()} - {-1})
-    def end_task(self): self.teacher, self.old = copy_state(module_tensors(self.model)), self.seen
+        return loss + self.strength * distillation(
+            logits[:, self.old], teacher[:, self.old], self.temperature
+        )
+
+    def after_batch(self, batch: Batch):
+        self.seen = sorted({*self.seen, *batch.labels.tolist()} - {-1})
+
+    def end_task(self):
+        self.teacher, self.old = copy_state(module_tensors(self.model)), self.seen

@@ -7,24 +7,25 @@ __all__ = ['only_these', 'ERACE', 'DERpp', 'virtual_step', 'interference', 'MIR'
            'copy_with', 'train_anew', 'GDumb']
 
 # %% ../../nbs/53_rehearsal.ipynb #abdfa77d
-import copy, math
+import copy
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from ..optim.averages import evaluating, module_tensors
 from ..core import generator as named_generator
 from .method import ER, Batch, choose_rows, copy_state, read_out, zero_loss
 from .regularisation import check_distillation, distillation, logits_with
+from ..optim.averages import module_tensors
 
 # %% ../../nbs/53_rehearsal.ipynb #ce893099
 def only_these(
-    logits:torch.Tensor,  # (B, K)
-    labels:torch.Tensor,  # (B,) int64; -1: no class
-    seen,                 # classes of earlier batches
-)->torch.Tensor:          # (B, K)
+    logits: torch.Tensor,  # (B, K)
+    labels: torch.Tensor,  # (B,) int64; -1: no class
+    seen,  # classes of earlier batches
+) -> torch.Tensor:  # (B, K)
     "Let only the classes of the batch, and those never seen, compete for its images."
     absent = torch.zeros(logits.shape[1], dtype=torch.bool)
     absent[list(seen)] = True
@@ -35,17 +36,26 @@ def only_these(
 # %% ../../nbs/53_rehearsal.ipynb #851ba7f3
 class ERACE(ER):
     "Replay, and let old classes not compete for the images of the stream (Caccia et al. 2022, ER-ACE)."
-    remembers = 'seen',
+
+    remembers = ('seen',)
+
     def __init__(self, *given, **more):  # as in `ER`
         super().__init__(*given, **more)
         self.seen = []  # classes of earlier batches
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Add the cross-entropy of the stream, among its own classes, to that of the memory, among all."
-        n = len(labels)-self.past
-        losses = [super().objective(inputs[:n], labels[:n], only_these(logits[:n], labels[:n], self.seen))] if n else []
-        if self.past: losses.append(F.cross_entropy(logits[n:], labels[n:]))
+        n = len(labels) - self.past
+        losses = (
+            [super().objective(inputs[:n], labels[:n], only_these(logits[:n], labels[:n], self.seen))]
+            if n
+            else []
+        )
+        if self.past:
+            losses.append(F.cross_entropy(logits[n:], labels[n:]))
         return sum(losses)
-    def after_batch(self, batch:Batch):
+
+    def after_batch(self, batch: Batch):
         "Show the batch to the memory; its classes are no longer new."
         super().after_batch(batch)
         self.seen = sorted({*self.seen, *batch.labels.tolist()} - {-1})
@@ -53,97 +63,143 @@ class ERACE(ER):
 # %% ../../nbs/53_rehearsal.ipynb #6c49c0ad
 class DERpp(ER):
     "Replay, and answer for replayed images as when they were learned (Buzzega et al. 2020, DER++)."
-    remembers = 'newest',
-    def __init__(self,
-        *given,           # as in `ER`
-        alpha:float=.2,   # weight of the stored logits' mean squared error
-        beta:float=.5,    # weight of the replayed images' cross-entropy
-        **more,           # as in `ER`
+
+    remembers = ('newest',)
+
+    def __init__(
+        self,
+        *given,  # as in `ER`
+        alpha: float = 0.2,  # weight of the stored logits' mean squared error
+        beta: float = 0.5,  # weight of the replayed images' cross-entropy
+        **more,  # as in `ER`
     ):
         for name, weight in dict(alpha=alpha, beta=beta).items():
-            if weight < 0: raise ValueError(f'{name} = {weight}: must be 0 or more')
+            if weight < 0:
+                raise ValueError(f'{name} = {weight}: must be 0 or more')
         super().__init__(*given, **more)
-        self.alpha, self.beta, self.newest = alpha, beta, None  # `newest`: sample ids and logits of the last update
-    def replay(self, batch:Batch)->tuple:
+        self.alpha, self.beta, self.newest = (
+            alpha,
+            beta,
+            None,
+        )  # `newest`: sample ids and logits of the last update
+
+    def replay(self, batch: Batch) -> tuple:
         "Draw twice: images to answer for as before, images to learn."
         *mimicked, self.stored = self.memory.draw(self.replay_batch_size, columns=('logits',))
         return tuple(map(torch.cat, zip(mimicked, self.memory.draw(self.replay_batch_size))))
-    def loss(self, batch:Batch)->torch.Tensor:
+
+    def loss(self, batch: Batch) -> torch.Tensor:
         "Give the objective; take note of the logits of what the memory may keep."
         self.now = None
         loss = super().loss(batch)
-        if self.now is not None: self.newest = batch.samples[(batch.labels >= 0).cpu()].tolist(), self.now
+        if self.now is not None:
+            self.newest = batch.samples[(batch.labels >= 0).cpu()].tolist(), self.now
         return loss
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Add the error of the first half of the replayed logits and the cross-entropy of the second to the stream's."
-        n, m = len(labels)-self.past, self.past//2
+        n, m = len(labels) - self.past, self.past // 2
         now, mimic, again = logits.float().split([n, m, m])
         self.now = now.detach()[labels[:n] >= 0]
         loss = super().objective(inputs[:n], labels[:n], now) if n else 0
-        return loss + (self.alpha*F.mse_loss(mimic, self.stored.to(mimic.device)) + self.beta*F.cross_entropy(again, labels[n+m:]) if m else 0)
-    def after_batch(self, batch:Batch):
+        return loss + (
+            self.alpha * F.mse_loss(mimic, self.stored.to(mimic.device))
+            + self.beta * F.cross_entropy(again, labels[n + m :])
+            if m
+            else 0
+        )
+
+    def after_batch(self, batch: Batch):
         "Show the batch to the memory, with its logits; where they are not finite the row is passed over."
         batch = choose_rows(batch, 'ignore')[0]
-        if not len(batch.labels): return
+        if not len(batch.labels):
+            return
         samples, logits = self.newest or ((), None)
-        if samples != batch.samples.tolist(): logits = logits_with(self.model, {}, self.view.plain(batch.images)).float()  # no update saw it
+        if samples != batch.samples.tolist():
+            logits = logits_with(self.model, {}, self.view.plain(batch.images)).float()  # no update saw it
         labels = batch.labels.masked_fill(~logits.isfinite().all(1), -1)
         self.memory.add(batch.images, labels, batch.samples, logits=logits)
 
 # %% ../../nbs/53_rehearsal.ipynb #48ebca30
 def virtual_step(
-    model,                # maps inputs to logits (B, K)
-    inputs:torch.Tensor,  # (B, ...)
-    labels:torch.Tensor,  # (B,) int64
-    lr:float,             # learning rate of the step
-    objective,            # loss of inputs, labels and logits
-)->dict:                  # name -> weight after the step
+    model,  # maps inputs to logits (B, K)
+    inputs: torch.Tensor,  # (B, ...)
+    labels: torch.Tensor,  # (B,) int64
+    lr: float,  # learning rate of the step
+    objective,  # loss of inputs, labels and logits
+) -> dict:  # name -> weight after the step
     "Say where a step of plain SGD would take the weights; leave no trace."
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     loss = objective(inputs, labels, functional_call(model, {**weights, **buffers}, (inputs,)))
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: p.detach() if g is None else p.detach() - lr*g for (name, p), g in zip(weights.items(), gradients)}
+    return {
+        name: p.detach() if g is None else p.detach() - lr * g
+        for (name, p), g in zip(weights.items(), gradients)
+    }
+
 
 def interference(
-    model,                # maps inputs to logits (B, K)
-    virtual:dict,         # name -> weight after a step that may not be taken
-    inputs:torch.Tensor,  # (n, ...)
-    labels:torch.Tensor,  # (n,) int64
-)->torch.Tensor:          # (n,) positive: the step would harm
+    model,  # maps inputs to logits (B, K)
+    virtual: dict,  # name -> weight after a step that may not be taken
+    inputs: torch.Tensor,  # (n, ...)
+    labels: torch.Tensor,  # (n,) int64
+) -> torch.Tensor:  # (n,) positive: the step would harm
     "Measure by how much a step would increase the loss of each image (Aljundi et al. 2019)."
-    before, after = (F.cross_entropy(logits_with(model, weights, inputs).float(), labels, reduction='none') for weights in ({}, virtual))
+    before, after = (
+        F.cross_entropy(logits_with(model, weights, inputs).float(), labels, reduction='none')
+        for weights in ({}, virtual)
+    )
     return after - before
 
 # %% ../../nbs/53_rehearsal.ipynb #c8cdf6ba
 class MIR(ER):
     "Replay what learning the batch alone would harm most (Aljundi et al. 2019, maximally interfered retrieval)."
-    def __init__(self,
-        *given,             # as in `ER`
-        candidates:int=50,  # images drawn from the memory, of which `replay_batch_size` are chosen
-        virtual_lr:float=.1,  # learning rate of the step that is only imagined
-        **more,             # as in `ER`
+
+    def __init__(
+        self,
+        *given,  # as in `ER`
+        candidates: int = 50,  # images drawn from the memory, of which `replay_batch_size` are chosen
+        virtual_lr: float = 0.1,  # learning rate of the step that is only imagined
+        **more,  # as in `ER`
     ):
         super().__init__(*given, **more)
-        if candidates < self.replay_batch_size: raise ValueError(f'candidates = {candidates}: must be replay_batch_size = {self.replay_batch_size} or more, since the replayed images are chosen among them')
-        if not virtual_lr > 0: raise ValueError(f'virtual_lr = {virtual_lr}: must be above 0; take the learning rate of the optimizer')
+        if candidates < self.replay_batch_size:
+            raise ValueError(
+                f'candidates = {candidates}: must be replay_batch_size = {self.replay_batch_size} or more, since the replayed images are chosen among them'
+            )
+        if not virtual_lr > 0:
+            raise ValueError(
+                f'virtual_lr = {virtual_lr}: must be above 0; take the learning rate of the optimizer'
+            )
         self.candidates, self.virtual_lr = candidates, virtual_lr
-    def replay(self, batch:Batch)->tuple:
+
+    def replay(self, batch: Batch) -> tuple:
         "Choose the candidates whose loss a step on the batch would increase most."
         batch, _ = choose_rows(batch, self.ood_policy)
-        if not len(batch.labels): return super().replay(batch)
-        virtual = virtual_step(self.model, self.view.plain(batch.images), batch.labels, self.virtual_lr, self.objective)
+        if not len(batch.labels):
+            return super().replay(batch)
+        virtual = virtual_step(
+            self.model, self.view.plain(batch.images), batch.labels, self.virtual_lr, self.objective
+        )
         slots = self.memory.slots(self.candidates)
         images, labels, _ = self.memory.take(slots)
-        increase = interference(self.model, virtual, self.view.plain(images.to(batch.images.device)), labels.to(batch.labels.device))
-        return self.memory.take(slots[increase.cpu().argsort(descending=True, stable=True)[:self.replay_batch_size]])
+        increase = interference(
+            self.model,
+            virtual,
+            self.view.plain(images.to(batch.images.device)),
+            labels.to(batch.labels.device),
+        )
+        return self.memory.take(
+            slots[increase.cpu().argsort(descending=True, stable=True)[: self.replay_batch_size]]
+        )
 
 # %% ../../nbs/53_rehearsal.ipynb #9be52fb5
 def surer(
-    plastic:torch.Tensor,  # (n, K) logits of one teacher
-    stable:torch.Tensor,   # (n, K) logits of another
-    labels:torch.Tensor,   # (n,) int64
-)->torch.Tensor:           # (n, K)
+    plastic: torch.Tensor,  # (n, K) logits of one teacher
+    stable: torch.Tensor,  # (n, K) logits of another
+    labels: torch.Tensor,  # (n,) int64
+) -> torch.Tensor:  # (n, K)
     "Take, for each image, the logits of the teacher that is surer of its class."
     p, s = (x.float().softmax(1).gather(1, labels[:, None]) for x in (plastic, stable))
     return torch.where(s > p, stable, plastic)
@@ -151,110 +207,165 @@ def surer(
 # %% ../../nbs/53_rehearsal.ipynb #de6edb7e
 class CLSER(ER):
     "Replay, and keep near the surer of a fast and a slow average of the weights (Arani et al. 2022, CLS-ER)."
-    def __init__(self,
-        *given,              # as in `ER`; the averages are two: the plastic one, then the stable one
-        strength:float=.15,  # weight of the consistency with the teachers' logits
-        **more,              # as in `ER`
+
+    def __init__(
+        self,
+        *given,  # as in `ER`; the averages are two: the plastic one, then the stable one
+        strength: float = 0.15,  # weight of the consistency with the teachers' logits
+        **more,  # as in `ER`
     ):
-        if strength < 0: raise ValueError(f'strength = {strength}: must be 0 or more; 0 is ER')
+        if strength < 0:
+            raise ValueError(f'strength = {strength}: must be 0 or more; 0 is ER')
         super().__init__(*given, **more)
         if self.averages is None or len(self.averages.averages) != 2:
-            raise ValueError('averages: CLSER needs two, a plastic and a stable one; pass Consolidation(model, windows=(0.05, 0.1), periods=(1, 1)), or set consolidation')
+            raise ValueError(
+                'averages: CLSER needs two, a plastic and a stable one; pass Consolidation(model, windows=(0.05, 0.1), periods=(1, 1)), or set consolidation'
+            )
         self.strength = strength
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Add the mean squared error of replayed logits against the surer teacher's."
-        loss, n = super().objective(inputs, labels, logits), len(labels)-self.past
-        if not self.past: return loss
+        loss, n = super().objective(inputs, labels, logits), len(labels) - self.past
+        if not self.past:
+            return loss
         target = surer(*(self.averages.teacher(inputs[n:], level) for level in (0, 1)), labels[n:])
-        return loss + self.strength*F.mse_loss(logits[n:].float(), target.float())
+        return loss + self.strength * F.mse_loss(logits[n:].float(), target.float())
 
 # %% ../../nbs/53_rehearsal.ipynb #f9cd9e07
 class MKD(ER):
     "Replay, and distil from a running average of the weights (Michel et al. 2024, momentum knowledge distillation)."
-    def __init__(self,
-        *given,                # as in `ER`; averages are needed: they teach
-        strength:float=1.,     # weight of the distillation
-        temperature:float=4.,  # of the distillation
-        **more,                # as in `ER`
+
+    def __init__(
+        self,
+        *given,  # as in `ER`; averages are needed: they teach
+        strength: float = 1.0,  # weight of the distillation
+        temperature: float = 4.0,  # of the distillation
+        **more,  # as in `ER`
     ):
         check_distillation(strength, temperature)
         super().__init__(*given, **more)
-        if self.averages is None: raise ValueError('averages = None: MKD needs a running average as its teacher; pass Consolidation(model), or set consolidation')
+        if self.averages is None:
+            raise ValueError(
+                'averages = None: MKD needs a running average as its teacher; pass Consolidation(model), or set consolidation'
+            )
         self.strength, self.temperature = strength, temperature
-    def objective(self, inputs:torch.Tensor, labels:torch.Tensor, logits:torch.Tensor)->torch.Tensor:
+
+    def objective(self, inputs: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "Add the distillation from the average, on stream and memory alike."
         teacher = self.averages.teacher(inputs, self.level)
-        return super().objective(inputs, labels, logits) + self.strength*distillation(logits, teacher, self.temperature)
+        return super().objective(inputs, labels, logits) + self.strength * distillation(
+            logits, teacher, self.temperature
+        )
 
 # %% ../../nbs/53_rehearsal.ipynb #580e573c
 def in_order(
     memory,  # of a method
-)->tuple:    # images, labels, list of sample ids
+) -> tuple:  # images, labels, list of sample ids
     "Read a whole memory in the order of the sample ids, whatever slots they are in."
-    if not len(memory): return None, None, []
-    images, labels, samples = memory.take(memory.columns[2][:len(memory)].argsort().cpu())
+    if not len(memory):
+        return None, None, []
+    images, labels, samples = memory.take(memory.columns[2][: len(memory)].argsort().cpu())
     return images, labels, samples.tolist()
+
 
 @torch.no_grad()
 def copy_with(
-    model:nn.Module,  # copied, not changed
-    tensors:dict,     # name -> tensor: weights and buffers of the copy
-)->nn.Module:
+    model: nn.Module,  # copied, not changed
+    tensors: dict,  # name -> tensor: weights and buffers of the copy
+) -> nn.Module:
     "Copy a network and give the copy other weights."
     copied = copy.deepcopy(model)
-    for name, x in module_tensors(copied).items(): x.copy_(tensors[name])
+    for name, x in module_tensors(copied).items():
+        x.copy_(tensors[name])
     return copied
 
 # %% ../../nbs/53_rehearsal.ipynb #45db173f
 def train_anew(
-    model,                # trained in place
-    view,                 # augments; its generator, if any, is left as it was
-    images:torch.Tensor,  # (n, C, H, W) uint8
-    labels:torch.Tensor,  # (n,) int64
-    epochs:int,           # times that each image is learned
-    batch_size:int,       # images at most
-    learning_rate:float,  # of the first step; falls to a hundredth by half a cosine
-    generator:torch.Generator, # of the order, and of the augmentation
+    model,  # trained in place
+    view,  # augments; its generator, if any, is left as it was
+    images: torch.Tensor,  # (n, C, H, W) uint8
+    labels: torch.Tensor,  # (n,) int64
+    epochs: int,  # times that each image is learned
+    batch_size: int,  # images at most
+    learning_rate: float,  # of the first step; falls to a hundredth by half a cosine
+    generator: torch.Generator,  # of the order, and of the augmentation
 ):
     "Train on some images by SGD with momentum 0.9 and a cosine schedule."
-    augmenting, n, device = getattr(view, 'generator', None), math.ceil(len(labels)/batch_size), next(model.parameters()).device
+    augmenting, n, device = (
+        getattr(view, 'generator', None),
+        math.ceil(len(labels) / batch_size),
+        next(model.parameters()).device,
+    )
     images, labels = images.to(device), labels.to(device)
     kept = augmenting and augmenting.get_state()
-    if augmenting: augmenting.manual_seed(torch.randint(2**62, (), generator=generator).item())
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs*n, learning_rate/100)
+    if augmenting:
+        augmenting.manual_seed(torch.randint(2**62, (), generator=generator).item())
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * n, learning_rate / 100)
     for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).tensor_split(n):
             loss = F.cross_entropy(model(view(images[rows.to(device)])), labels[rows.to(device)])
-            optimizer.zero_grad(); loss.backward(); optimizer.step(); schedule.step()
-    if augmenting: augmenting.set_state(kept)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    if augmenting:
+        augmenting.set_state(kept)
 
 # %% ../../nbs/53_rehearsal.ipynb #c95b6156
 class GDumb(ER):
     "Learn nothing from the stream; train a new network on the memory whenever it is asked for (Prabhu et al. 2020)."
+
     remembers = 'initial', 'start'
-    def __init__(self,
-        *given,           # as in `ER`; a greedy memory balances the classes
-        epochs:int=50,    # passes over the memory
-        batch_size:int=16,
-        learning_rate:float=.05,
-        generator=None,   # its present state is where each training begins, so that looking twice changes nothing
-        **more,           # as in `ER`
+
+    def __init__(
+        self,
+        *given,  # as in `ER`; a greedy memory balances the classes
+        epochs: int = 50,  # passes over the memory
+        batch_size: int = 16,
+        learning_rate: float = 0.05,
+        generator=None,  # its present state is where each training begins, so that looking twice changes nothing
+        **more,  # as in `ER`
     ):
         for name, value in dict(epochs=epochs, batch_size=batch_size).items():
-            if not isinstance(value, int) or value < 1: raise ValueError(f'{name} = {value}: must be a whole number, 1 or more')
-        if not learning_rate > 0: raise ValueError(f'learning_rate = {learning_rate}: must be above 0')
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} = {value}: must be a whole number, 1 or more')
+        if not learning_rate > 0:
+            raise ValueError(f'learning_rate = {learning_rate}: must be above 0')
         super().__init__(*given, **more)
-        if self.averages is not None: raise ValueError('averages: GDumb trains anew at each read-out, so there is nothing to average; leave out averages (consolidation)')
+        if self.averages is not None:
+            raise ValueError(
+                'averages: GDumb trains anew at each read-out, so there is nothing to average; leave out averages (consolidation)'
+            )
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
-        self.initial, self.start = copy_state(module_tensors(self.model)), (generator or named_generator(0, 'gdumb')).get_state()
+        self.initial, self.start = (
+            copy_state(module_tensors(self.model)),
+            (generator or named_generator(0, 'gdumb')).get_state(),
+        )
         self.samples = self.network = None  # what was trained on, and what came of it
-    def loss(self, batch:Batch)->torch.Tensor: return zero_loss(self.model)
-    def readout(self)->dict:
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return zero_loss(self.model)
+
+    def readout(self) -> dict:
         "Train a copy of the initial network on the memory, unless the memory is as it was."
         images, labels, samples = in_order(self.memory)
         if samples != self.samples:
-            self.network, self.samples, generator = copy_with(self.model, self.initial), samples, torch.Generator()
+            self.network, self.samples, generator = (
+                copy_with(self.model, self.initial),
+                samples,
+                torch.Generator(),
+            )
             generator.set_state(self.start.cpu())
-            if samples: train_anew(self.network, self.view, images, labels, self.epochs, self.batch_size, self.learning_rate, generator)
+            if samples:
+                train_anew(
+                    self.network,
+                    self.view,
+                    images,
+                    labels,
+                    self.epochs,
+                    self.batch_size,
+                    self.learning_rate,
+                    generator,
+                )
         return read_out(self, self.network)

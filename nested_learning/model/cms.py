@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/30_cms.ipynb #24c1ffb1
 def check_count(
-    name:str,     # argument's name, for the message
-    value:int,    # what was given
-    least:int=1,  # smallest value allowed
-)->int:           # `value`, as a plain int
+    name: str,  # argument's name, for the message
+    value: int,  # what was given
+    least: int = 1,  # smallest value allowed
+) -> int:  # `value`, as a plain int
     "Refuse anything but a whole number of at least `least`."
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f'{name} = {value!r}: must be a whole number, {least} or more')
@@ -29,17 +29,18 @@ def check_count(
 
 # %% ../../nbs/30_cms.ipynb #efa9a875
 def check_choice(
-    name:str,  # argument's name, for the message
-    value,     # what was given
-    choices,   # all that is allowed
+    name: str,  # argument's name, for the message
+    value,  # what was given
+    choices,  # all that is allowed
 ):
     "Refuse anything but one of a few choices."
-    if value not in choices: raise ValueError(f'{name} = {value!r}: choose one of {", ".join(map(repr, choices))}')
+    if value not in choices:
+        raise ValueError(f'{name} = {value!r}: choose one of {", ".join(map(repr, choices))}')
 
 # %% ../../nbs/30_cms.ipynb #ddf326c5
 def level_names(
-    num_levels:int,  # L
-)->tuple:            # L names, the fastest level first
+    num_levels: int,  # L
+) -> tuple:  # L names, the fastest level first
     "Name the levels of a network."
     check_count('num_levels', num_levels)
     named = {1: ('fast',), 2: ('fast', 'slow'), 3: ('fast', 'medium', 'slow')}
@@ -48,18 +49,22 @@ def level_names(
 # %% ../../nbs/30_cms.ipynb #27ac14d8
 NORMS = ('batch', 'group', 'group_ws')
 
+
 def group_count(
-    channels:int,          # C
-    least_channels:int=8,  # fewest channels in a group, where C allows
-)->int:                    # number of groups; divides C
+    channels: int,  # C
+    least_channels: int = 8,  # fewest channels in a group, where C allows
+) -> int:  # number of groups; divides C
     "Choose how many groups of channels are normalised together."
     check_count('channels', channels)
-    return max(groups for groups in range(1, max(channels//least_channels, 1) + 1) if channels % groups == 0)
+    return max(
+        groups for groups in range(1, max(channels // least_channels, 1) + 1) if channels % groups == 0
+    )
+
 
 def normaliser(
-    channels:int,      # C
-    norm:str='group',  # 'batch', 'group' or 'group_ws'
-)->nn.Module:          # (B, C, H, W) -> same shape
+    channels: int,  # C
+    norm: str = 'group',  # 'batch', 'group' or 'group_ws'
+) -> nn.Module:  # (B, C, H, W) -> same shape
     "Make a normalisation layer."
     check_choice('norm', norm, NORMS)
     return nn.BatchNorm2d(channels) if norm == 'batch' else nn.GroupNorm(group_count(channels), channels)
@@ -67,185 +72,237 @@ def normaliser(
 # %% ../../nbs/30_cms.ipynb #60b9f565
 class StandardisedConv2d(nn.Conv2d):
     "Convolve with weights of mean 0 and variance 2/fan-in per output channel (Qiao et al. 2019; Brock et al. 2021, eq. 1)."
-    def forward(self,
-        x:Tensor,  # (B, C_in, H, W)
-    )->Tensor:     # (B, C_out, H', W')
+
+    def forward(
+        self,
+        x: Tensor,  # (B, C_in, H, W)
+    ) -> Tensor:  # (B, C_out, H', W')
         rows = self.weight.flatten(1)
         n = rows.shape[1]
-        rows = F.layer_norm(rows, (n,), eps=1e-4/n) * (2/n)**0.5
+        rows = F.layer_norm(rows, (n,), eps=1e-4 / n) * (2 / n) ** 0.5
         return self._conv_forward(x, rows.view_as(self.weight), self.bias)
 
+
 def convolution(
-    inputs:int,        # C_in
-    outputs:int,       # C_out
-    size:int=3,        # [pixels] height and width of the kernel; odd
-    norm:str='group',  # 'group_ws' standardises the weights
-    stride:int=1,      # [pixels] 2 halves height and width
-)->nn.Conv2d:          # (B, C_in, H, W) -> (B, C_out, H', W')
+    inputs: int,  # C_in
+    outputs: int,  # C_out
+    size: int = 3,  # [pixels] height and width of the kernel; odd
+    norm: str = 'group',  # 'group_ws' standardises the weights
+    stride: int = 1,  # [pixels] 2 halves height and width
+) -> nn.Conv2d:  # (B, C_in, H, W) -> (B, C_out, H', W')
     "Make a convolution without bias, initialised for ReLU (He et al. 2015)."
     kind = StandardisedConv2d if norm == 'group_ws' else nn.Conv2d
-    layer = kind(inputs, outputs, size, stride, padding=size//2, bias=False)
+    layer = kind(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
     return layer
 
+
 def conv3x3(
-    inputs:int,        # C_in
-    outputs:int,       # C_out
-    norm:str='group',  # 'group_ws' standardises the weights
-    stride:int=1,      # [pixels] 2 halves height and width
-)->nn.Conv2d:          # (B, C_in, H, W) -> (B, C_out, H', W')
+    inputs: int,  # C_in
+    outputs: int,  # C_out
+    norm: str = 'group',  # 'group_ws' standardises the weights
+    stride: int = 1,  # [pixels] 2 halves height and width
+) -> nn.Conv2d:  # (B, C_in, H, W) -> (B, C_out, H', W')
     "Make a 3x3 convolution."
     return convolution(inputs, outputs, 3, norm, stride)
 
 # %% ../../nbs/30_cms.ipynb #88374023
 @contextmanager
 def buffers_untouched(
-    module:nn.Module,  # any module
+    module: nn.Module,  # any module
 ):
     "Let the module write into copies of its buffers inside the block; put the originals back afterwards."
     kept = [(m, name, buffer) for m in module.modules() for name, buffer in m.named_buffers(recurse=False)]
-    for m, name, buffer in kept: setattr(m, name, buffer.clone())
-    try: yield
+    for m, name, buffer in kept:
+        setattr(m, name, buffer.clone())
+    try:
+        yield
     finally:
-        for m, name, buffer in kept: setattr(m, name, buffer)
+        for m, name, buffer in kept:
+            setattr(m, name, buffer)
 
 # %% ../../nbs/30_cms.ipynb #bc3d76f6
 def recompute(
-    module:nn.Module,  # owner of the buffers that `function` may write
-    function,          # called now, and again in the backward pass
-    *inputs,           # its arguments: the tensors among them are all that is kept until then
-)->Tensor:             # function(*inputs)
+    module: nn.Module,  # owner of the buffers that `function` may write
+    function,  # called now, and again in the backward pass
+    *inputs,  # its arguments: the tensors among them are all that is kept until then
+) -> Tensor:  # function(*inputs)
     "Call a function whose inner activations are not kept for the backward pass but computed again (Chen et al. 2016)."
     called = False
+
     def call(*inputs):
         nonlocal called
         context = buffers_untouched(module) if called else nullcontext()
         called = True
-        with context: return function(*inputs)
-    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else function(*inputs)
+        with context:
+            return function(*inputs)
+
+    return (
+        checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else function(*inputs)
+    )
 
 # %% ../../nbs/30_cms.ipynb #ea5c8ad2
 class SubLayer(nn.Sequential):
     "Compute norm - ReLU - conv3x3, twice: the residual function of one level (He et al. 2016)."
-    def __init__(self,
-        channels:int,             # C
-        norm:str='group',         # 'batch', 'group' or 'group_ws'
-        checkpointing:bool=False, # compute the activations twice rather than keep them?
+
+    def __init__(
+        self,
+        channels: int,  # C
+        norm: str = 'group',  # 'batch', 'group' or 'group_ws'
+        checkpointing: bool = False,  # compute the activations twice rather than keep them?
     ):
-        super().__init__(normaliser(channels, norm), nn.ReLU(), conv3x3(channels, channels, norm),
-                         normaliser(channels, norm), nn.ReLU(), conv3x3(channels, channels, norm))
+        super().__init__(
+            normaliser(channels, norm),
+            nn.ReLU(),
+            conv3x3(channels, channels, norm),
+            normaliser(channels, norm),
+            nn.ReLU(),
+            conv3x3(channels, channels, norm),
+        )
         self.checkpointing = checkpointing
 
-    def compute(self,
-        x:Tensor,          # (B, C, H, W)
-        gate:Tensor|None,  # () None: 1
-    )->Tensor:             # (B, C, H, W)
+    def compute(
+        self,
+        x: Tensor,  # (B, C, H, W)
+        gate: Tensor | None,  # () None: 1
+    ) -> Tensor:  # (B, C, H, W)
         "Compute the function times its gate."
         y = super().forward(x)
-        return y if gate is None else gate*y
+        return y if gate is None else gate * y
 
-    def forward(self,
-        x:Tensor,               # (B, C, H, W)
-        gate:Tensor|None=None,  # () None: 1
-    )->Tensor:                  # (B, C, H, W)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+        gate: Tensor | None = None,  # () None: 1
+    ) -> Tensor:  # (B, C, H, W)
         return recompute(self, self.compute, x, gate) if self.checkpointing else self.compute(x, gate)
 
 # %% ../../nbs/30_cms.ipynb #719b6c1c
-AGGREGATES, ORDERS, RESETS = ('sequential', 'independent'), ('fast_first', 'slow_first'), (None, 'initial', 'learned')
+AGGREGATES, ORDERS, RESETS = (
+    ('sequential', 'independent'),
+    ('fast_first', 'slow_first'),
+    (None, 'initial', 'learned'),
+)
+
 
 def check_block(
-    num_levels:int,    # L
-    norm:str,          # of NORMS
-    aggregate:str,     # of AGGREGATES
-    order:str,         # of ORDERS
-    reset:str|None,    # of RESETS
-    reset_rate:float,  # [share] 0 to 1
+    num_levels: int,  # L
+    norm: str,  # of NORMS
+    aggregate: str,  # of AGGREGATES
+    order: str,  # of ORDERS
+    reset: str | None,  # of RESETS
+    reset_rate: float,  # [share] 0 to 1
 ):
     "Refuse options of a block that are unknown or contradict each other."
     check_count('num_levels', num_levels)
-    for name, value, choices in (('norm', norm, NORMS), ('aggregate', aggregate, AGGREGATES),
-                                 ('order', order, ORDERS), ('reset', reset, RESETS)): check_choice(name, value, choices)
+    for name, value, choices in (
+        ('norm', norm, NORMS),
+        ('aggregate', aggregate, AGGREGATES),
+        ('order', order, ORDERS),
+        ('reset', reset, RESETS),
+    ):
+        check_choice(name, value, choices)
     if aggregate == 'independent' and order == 'slow_first':
-        raise ValueError(f"order = {order!r}: levels that are {aggregate!r} have no order, drop it or choose aggregate = 'sequential'")
+        raise ValueError(
+            f"order = {order!r}: levels that are {aggregate!r} have no order, drop it or choose aggregate = 'sequential'"
+        )
     if reset and norm == 'batch':
-        raise ValueError(f"reset = {reset!r}: running statistics would describe weights that are gone, choose norm = 'group' or 'group_ws'")
+        raise ValueError(
+            f"reset = {reset!r}: running statistics would describe weights that are gone, choose norm = 'group' or 'group_ws'"
+        )
     if not 0 <= reset_rate <= 1:
-        raise ValueError(f'reset_rate = {reset_rate}: must lie in [0, 1], the share of the way to the present weights')
+        raise ValueError(
+            f'reset_rate = {reset_rate}: must lie in [0, 1], the share of the way to the present weights'
+        )
 
 # %% ../../nbs/30_cms.ipynb #0efb0ec1
 def flat_weights(
-    module:nn.Module,  # any module
-)->Tensor:             # (parameters,) a copy
+    module: nn.Module,  # any module
+) -> Tensor:  # (parameters,) a copy
     "Copy all weights of a module into one vector."
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
+
 @torch.no_grad()
 def put_weights(
-    module:nn.Module,  # changed in place
-    flat:Tensor,       # (parameters,) as `flat_weights` gives
+    module: nn.Module,  # changed in place
+    flat: Tensor,  # (parameters,) as `flat_weights` gives
 ):
     "Copy one vector into all weights of a module."
     params = list(module.parameters())
-    for p, values in zip(params, flat.split([p.numel() for p in params])): p.copy_(values.view_as(p))
+    for p, values in zip(params, flat.split([p.numel() for p in params])):
+        p.copy_(values.view_as(p))
 
 # %% ../../nbs/30_cms.ipynb #2ad38a93
 def start_anew(
-    module:nn.Module,  # changed in place
-    initial:Tensor,    # (parameters,) state to return to; changed in place
-    rate:float,        # [share] of its way to the present weights that the initial state moves before
+    module: nn.Module,  # changed in place
+    initial: Tensor,  # (parameters,) state to return to; changed in place
+    rate: float,  # [share] of its way to the present weights that the initial state moves before
 ):
     "Let an initial state learn from the weights reached, then put them back to it (Nichol et al. 2018)."
     initial.lerp_(flat_weights(module), rate)
     put_weights(module, initial)
 
+
 def check_level(
-    level:int,       # 0 is the fastest
-    num_levels:int,  # L
-)->int:              # `level`, as a plain int
+    level: int,  # 0 is the fastest
+    num_levels: int,  # L
+) -> int:  # `level`, as a plain int
     "Refuse a level that is not there."
     if check_count('level', level, least=0) >= num_levels:
-        raise ValueError(f'level = {level}: must be less than {num_levels}, the number of levels; 0 is the fastest')
+        raise ValueError(
+            f'level = {level}: must be less than {num_levels}, the number of levels; 0 is the fastest'
+        )
     return int(level)
 
 # %% ../../nbs/30_cms.ipynb #ece4aa75
 class CMSBlock(nn.Module):
     "Join one gated residual sub-layer per level, in sequence or independently (Behrouz et al. 2025, eq. 70, 72 and 74)."
-    def __init__(self,
-        channels:int,                # C
-        num_levels:int,              # L
-        norm:str='group',            # 'batch', 'group' or 'group_ws'
-        aggregate:str='sequential',  # 'sequential' (eq. 70) or 'independent' (eq. 74)
-        checkpointing:bool=False,    # compute activations twice rather than keep them?
+
+    def __init__(
+        self,
+        channels: int,  # C
+        num_levels: int,  # L
+        norm: str = 'group',  # 'batch', 'group' or 'group_ws'
+        aggregate: str = 'sequential',  # 'sequential' (eq. 70) or 'independent' (eq. 74)
+        checkpointing: bool = False,  # compute activations twice rather than keep them?
         *,
-        order:str='fast_first',      # of the chain (eq. 70): 'fast_first' or 'slow_first'
-        reset:str|None=None,         # when a slower level has moved: None, 'initial' or 'learned' (eq. 72)
-        reset_rate:float=0.1,        # [share] of its way to the weights that a learned initial state moves
+        order: str = 'fast_first',  # of the chain (eq. 70): 'fast_first' or 'slow_first'
+        reset: str | None = None,  # when a slower level has moved: None, 'initial' or 'learned' (eq. 72)
+        reset_rate: float = 0.1,  # [share] of its way to the weights that a learned initial state moves
     ):
         super().__init__()
         check_block(num_levels, norm, aggregate, order, reset, reset_rate)
         self.aggregate, self.order, self.reset, self.reset_rate = aggregate, order, reset, reset_rate
         self.layers = nn.ModuleList([SubLayer(channels, norm, checkpointing) for _ in range(num_levels)])
         self.gates = nn.Parameter(torch.zeros(num_levels))
-        for i, layer in enumerate(self.layers[:-1] if reset else ()): self.register_buffer(f'initial_{i}', flat_weights(layer))
+        for i, layer in enumerate(self.layers[:-1] if reset else ()):
+            self.register_buffer(f'initial_{i}', flat_weights(layer))
 
-    def forward(self,
-        x:Tensor,  # (B, C, H, W)
-    )->Tensor:     # (B, C, H, W)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H, W)
         y, chain = x, list(zip(self.gates, self.layers))
         for gate, layer in chain if self.order == 'fast_first' else reversed(chain):
             y = y + layer(y if self.aggregate == 'sequential' else x, gate)
         return y
 
-    def level_parameters(self)->list:  # one list of parameters per level, fastest first
+    def level_parameters(self) -> list:  # one list of parameters per level, fastest first
         "List what moves together. The gates of all levels are in the first."
         levels = [list(layer.parameters()) for layer in self.layers]
         levels[0].append(self.gates)
         return levels
 
-    def end_context(self,
-        level:int,  # the slowest that has moved; 0 is the fastest
+    def end_context(
+        self,
+        level: int,  # the slowest that has moved; 0 is the fastest
     ):
         "Put all faster levels back to their initial states, if the block is to do so (eq. 72)."
         check_level(level, len(self.layers))
         for i, layer in enumerate(self.layers[:level] if self.reset else ()):
-            start_anew(layer, getattr(self, f'initial_{i}'), self.reset_rate if self.reset == 'learned' else 0)
+            start_anew(
+                layer, getattr(self, f'initial_{i}'), self.reset_rate if self.reset == 'learned' else 0
+            )

@@ -17,86 +17,116 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .cms import check_count, level_names
 from ..core import permutation
+from .cms import check_count, level_names
 
 # %% ../../nbs/32_levels.ipynb #c187d652
 def empty_levels(
-    periods,     # (L,) [steps] one per level, fastest first
+    periods,  # (L,) [steps] one per level, fastest first
     names=None,  # (L,) one per level; None: 'fast', 'medium', 'slow' and the like
-)->list:         # L dicts {'params': [], 'period': int, 'name': str}
+) -> list:  # L dicts {'params': [], 'period': int, 'name': str}
     "Lay out one group for each level, still without parameters."
     if not isinstance(periods, (list, tuple)) or not periods:
-        raise ValueError(f'periods = {periods!r}: give a list of whole numbers of steps, one for each level, fastest first')
+        raise ValueError(
+            f'periods = {periods!r}: give a list of whole numbers of steps, one for each level, fastest first'
+        )
     periods = [check_count(f'periods[{i}]', period) for i, period in enumerate(periods)]
-    if periods != sorted(periods): raise ValueError(f'periods = {periods}: must not decrease, the fastest level comes first')
-    if names is None: names = level_names(len(periods))
+    if periods != sorted(periods):
+        raise ValueError(f'periods = {periods}: must not decrease, the fastest level comes first')
+    if names is None:
+        names = level_names(len(periods))
     fine = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     if not fine or len(set(names)) != len(names) or len(names) != len(periods):
-        raise ValueError(f'names = {names!r}: give {len(periods)} different strings, one for each period, fastest first')
+        raise ValueError(
+            f'names = {names!r}: give {len(periods)} different strings, one for each period, fastest first'
+        )
     return [{'params': [], 'period': period, 'name': name} for period, name in zip(periods, names)]
 
 # %% ../../nbs/32_levels.ipynb #ddac96fd
 def trainable_parameters(
-    model:nn.Module,  # any
-)->dict:              # name -> parameter, in order of registration
+    model: nn.Module,  # any
+) -> dict:  # name -> parameter, in order of registration
     "List the parameters that an optimizer may move; refuse one tensor under two names."
     found, first = {}, {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad: continue
-        twin = first.setdefault(parameter.data_ptr() or id(parameter), name)  # the address is 0 on the meta device
-        if twin != name: raise ValueError(f'{twin} and {name} are one tensor (tied), which cannot have two levels: give each its own')
+        if not parameter.requires_grad:
+            continue
+        twin = first.setdefault(
+            parameter.data_ptr() or id(parameter), name
+        )  # the address is 0 on the meta device
+        if twin != name:
+            raise ValueError(
+                f'{twin} and {name} are one tensor (tied), which cannot have two levels: give each its own'
+            )
         found[name] = parameter
-    if not found: raise ValueError('the model has no parameter that requires a gradient: nothing can be put into levels')
+    if not found:
+        raise ValueError(
+            'the model has no parameter that requires a gradient: nothing can be put into levels'
+        )
     return found
 
 # %% ../../nbs/32_levels.ipynb #a67b08a6
 def cut_runs(
-    sizes,         # (n,) ints: size of each part, in a row
-    num_runs:int,  # L
-)->list:           # (n,) run of each part, from 0 to L-1, never decreasing
+    sizes,  # (n,) ints: size of each part, in a row
+    num_runs: int,  # L
+) -> list:  # (n,) run of each part, from 0 to L-1, never decreasing
     "Cut a row of parts into consecutive runs of about equal size."
-    if len(sizes) < num_runs: raise ValueError(f'{len(sizes)} parts for {num_runs} levels: give fewer periods, or a rule of your own')
+    if len(sizes) < num_runs:
+        raise ValueError(
+            f'{len(sizes)} parts for {num_runs} levels: give fewer periods, or a rule of your own'
+        )
     totals, starts = np.cumsum(sizes, dtype=np.int64), [0]
     for k in range(1, num_runs):
-        nearest = np.abs(num_runs*totals - k*totals[-1]).argmin() + 1
+        nearest = np.abs(num_runs * totals - k * totals[-1]).argmin() + 1
         starts.append(min(max(nearest, starts[-1] + 1), len(sizes) - num_runs + k))
     return (np.searchsorted(starts, np.arange(len(sizes)), side='right') - 1).tolist()
 
 # %% ../../nbs/32_levels.ipynb #8d786c32
 RULES = ('depth', 'reversed', 'random')
 
+
 def find_head(
-    model:nn.Module,     # any
-    head:str|None=None,  # name of the module that classifies; None: the last Linear registered
-)->str:                  # its name
+    model: nn.Module,  # any
+    head: str | None = None,  # name of the module that classifies; None: the last Linear registered
+) -> str:  # its name
     "Find the classifier of a network."
     modules = dict(model.named_modules())
     if head is None:
         linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linear: raise ValueError('head = None: the model has no Linear layer; give the name of the module that classifies')
+        if not linear:
+            raise ValueError(
+                'head = None: the model has no Linear layer; give the name of the module that classifies'
+            )
         return linear[-1]
-    if head not in modules: raise ValueError(f"head = {head!r}: no module of that name; the last ones are {', '.join(list(modules)[-3:])}")
+    if head not in modules:
+        raise ValueError(
+            f'head = {head!r}: no module of that name; the last ones are {", ".join(list(modules)[-3:])}'
+        )
     return head
 
 # %% ../../nbs/32_levels.ipynb #c975aa62
 def depth_rule(
-    parameters:dict,  # name -> parameter, in order of registration
-    num_levels:int,   # L
-    rule:str,         # 'depth', 'reversed' or 'random'
-    head:str,         # name of the module that stays in the fastest level
-    seed:int,         # of 'random'
-):                    # function (name, parameter) -> level, 0 the fastest
+    parameters: dict,  # name -> parameter, in order of registration
+    num_levels: int,  # L
+    rule: str,  # 'depth', 'reversed' or 'random'
+    head: str,  # name of the module that stays in the fastest level
+    seed: int,  # of 'random'
+):  # function (name, parameter) -> level, 0 the fastest
     "Make a rule that cuts the units of a network into levels of about equal size."
-    if rule not in RULES: raise ValueError(f"rule = {rule!r}: choose 'depth', 'reversed' or 'random', or give a dict or a function")
+    if rule not in RULES:
+        raise ValueError(
+            f"rule = {rule!r}: choose 'depth', 'reversed' or 'random', or give a dict or a function"
+        )
     sizes, kept = {}, {}
     for name, parameter in parameters.items():
         unit = name.rpartition('.')[0]
         own = kept if f'{unit}.'.startswith(f'{head}.') else sizes
         own[unit] = own.get(unit, 0) + parameter.numel()
     body = list(sizes)
-    if rule == 'depth': body.reverse()
-    if rule == 'random': body = [body[i] for i in permutation(seed, 'levels', len(body))]
+    if rule == 'depth':
+        body.reverse()
+    if rule == 'random':
+        body = [body[i] for i in permutation(seed, 'levels', len(body))]
     row = ([list(kept)] if kept else []) + [[unit] for unit in body]
     sizes |= kept
     runs = cut_runs([sum(sizes[unit] for unit in part) for part in row], num_levels)
@@ -105,127 +135,181 @@ def depth_rule(
 
 # %% ../../nbs/32_levels.ipynb #d2548c16
 def _compile(
-    pattern:str,  # regular expression
-)->re.Pattern:    # ready to search
+    pattern: str,  # regular expression
+) -> re.Pattern:  # ready to search
     "Compile a regular expression, or say what is wrong with it."
-    try: return re.compile(pattern)
-    except (re.error, TypeError) as e: raise ValueError(f'pattern {pattern!r}: not a regular expression ({e})') from None
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as e:
+        raise ValueError(f'pattern {pattern!r}: not a regular expression ({e})') from None
+
 
 def pattern_rule(
-    patterns:dict,    # regular expression -> level, by number or name; the first that matches decides
-    parameters:dict,  # name -> parameter
-):                    # function (name, parameter) -> level, None where nothing matches
+    patterns: dict,  # regular expression -> level, by number or name; the first that matches decides
+    parameters: dict,  # name -> parameter
+):  # function (name, parameter) -> level, None where nothing matches
     "Make a rule from regular expressions."
     compiled = [(_compile(pattern), level) for pattern, level in patterns.items()]
     for pattern, level in compiled:
         if not any(pattern.search(name) for name in parameters):
-            raise ValueError(f'pattern {pattern.pattern!r} matches no trainable parameter: leave it out, or match names such as '
-                             f'{next(iter(parameters))}')
+            raise ValueError(
+                f'pattern {pattern.pattern!r} matches no trainable parameter: leave it out, or match names such as '
+                f'{next(iter(parameters))}'
+            )
     return lambda name, parameter: next((level for pattern, level in compiled if pattern.search(name)), None)
 
 # %% ../../nbs/32_levels.ipynb #05cec827
 def level_index(
-    level,          # what a rule gave: a number from 0 (the fastest) or a name; None = nothing
-    names:list,     # (L,) of the levels
-    parameter:str,  # name of the parameter, for the message
-)->int:             # 0 the fastest
+    level,  # what a rule gave: a number from 0 (the fastest) or a name; None = nothing
+    names: list,  # (L,) of the levels
+    parameter: str,  # name of the parameter, for the message
+) -> int:  # 0 the fastest
     "Read the level that a rule gave."
-    if level is None: raise ValueError(f'{parameter} is in no level: extend the rule, or freeze it with requires_grad_(False)')
-    if isinstance(level, str) and level in names: return names.index(level)
-    if isinstance(level, Integral) and not isinstance(level, bool) and 0 <= level < len(names): return int(level)
-    raise ValueError(f"level {level!r} of {parameter}: must be one of {', '.join(names)} or a number from 0 to {len(names) - 1}")
+    if level is None:
+        raise ValueError(
+            f'{parameter} is in no level: extend the rule, or freeze it with requires_grad_(False)'
+        )
+    if isinstance(level, str) and level in names:
+        return names.index(level)
+    if isinstance(level, Integral) and not isinstance(level, bool) and 0 <= level < len(names):
+        return int(level)
+    raise ValueError(
+        f'level {level!r} of {parameter}: must be one of {", ".join(names)} or a number from 0 to {len(names) - 1}'
+    )
 
 # %% ../../nbs/32_levels.ipynb #09c3dd88
 def check_batchnorm(
-    model:nn.Module,  # any
-    groups:list,      # its levels: dicts with `params` and `period`
-)->None:
+    model: nn.Module,  # any
+    groups: list,  # its levels: dicts with `params` and `period`
+) -> None:
     "Refuse running statistics, which move at every step, in a level that waits."
     period_of = {id(p): group['period'] for group in groups for p in group['params']}
     for name, module in model.named_modules():
-        if not isinstance(module, _NormBase) or not module.track_running_stats: continue
-        if not module.training and not any(p.requires_grad for p in module.parameters()): continue
+        if not isinstance(module, _NormBase) or not module.track_running_stats:
+            continue
+        if not module.training and not any(p.requires_grad for p in module.parameters()):
+            continue
         owner = name
-        while not (periods := [period_of[id(p)] for p in model.get_submodule(owner).parameters() if id(p) in period_of]):
+        while not (
+            periods := [
+                period_of[id(p)] for p in model.get_submodule(owner).parameters() if id(p) in period_of
+            ]
+        ):
             owner = owner.rpartition('.')[0]
         if max(periods) > 1:
-            raise ValueError(f'{name} is a {type(module).__name__} in a level of period {max(periods)}, but its running statistics move at '
-                             'every step: use GroupNorm, freeze it (eval mode, requires_grad_(False)) or pass allow_batchnorm=True')
+            raise ValueError(
+                f'{name} is a {type(module).__name__} in a level of period {max(periods)}, but its running statistics move at '
+                'every step: use GroupNorm, freeze it (eval mode, requires_grad_(False)) or pass allow_batchnorm=True'
+            )
 
 # %% ../../nbs/32_levels.ipynb #b094cd88
 def assign_levels(
-    model:nn.Module,        # any; its forward pass stays as it is
-    rule,                   # 'depth' | 'reversed' | 'random' | {regular expression: level} | function (name, parameter) -> level
-    periods=(1, 10, 100),   # (L,) [steps] one per level, fastest first
+    model: nn.Module,  # any; its forward pass stays as it is
+    rule,  # 'depth' | 'reversed' | 'random' | {regular expression: level} | function (name, parameter) -> level
+    periods=(1, 10, 100),  # (L,) [steps] one per level, fastest first
     *,
-    names=None,             # (L,) of the levels; None: 'fast', 'medium', 'slow' and the like
-    seed:int=0,             # of the rule 'random'
-    head:str|None=None,     # module that the rules by depth keep in the fastest level; None: the last Linear registered
-    allow_batchnorm:bool=False,  # let running statistics move at every step in a level that waits?
-)->list:                    # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
+    names=None,  # (L,) of the levels; None: 'fast', 'medium', 'slow' and the like
+    seed: int = 0,  # of the rule 'random'
+    head: str
+    | None = None,  # module that the rules by depth keep in the fastest level; None: the last Linear registered
+    allow_batchnorm: bool = False,  # let running statistics move at every step in a level that waits?
+) -> list:  # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
     "Sort the trainable parameters of any network into levels, as groups for `NestedOptimizer`."
     groups = empty_levels(periods, names)
     names = [group['name'] for group in groups]
     parameters = trainable_parameters(model)
-    if isinstance(rule, str): rule = depth_rule(parameters, len(groups), rule, find_head(model, head), seed)
-    elif head is not None: raise ValueError(f"head = {head!r}: only for {', '.join(RULES)}; a rule of your own says where the head goes")
-    elif isinstance(rule, Mapping): rule = pattern_rule(rule, parameters)
-    elif not callable(rule): raise ValueError(f"rule = {rule!r}: choose 'depth', 'reversed' or 'random', or give a dict or a function")
+    if isinstance(rule, str):
+        rule = depth_rule(parameters, len(groups), rule, find_head(model, head), seed)
+    elif head is not None:
+        raise ValueError(
+            f'head = {head!r}: only for {", ".join(RULES)}; a rule of your own says where the head goes'
+        )
+    elif isinstance(rule, Mapping):
+        rule = pattern_rule(rule, parameters)
+    elif not callable(rule):
+        raise ValueError(
+            f"rule = {rule!r}: choose 'depth', 'reversed' or 'random', or give a dict or a function"
+        )
     for name, parameter in parameters.items():
         groups[level_index(rule(name, parameter), names, name)]['params'].append(parameter)
     empty = [group['name'] for group in groups if not group['params']]
-    if empty: raise ValueError(f"no parameter in level {', '.join(empty)}: give fewer periods, or another rule")
-    if not allow_batchnorm: check_batchnorm(model, groups)
+    if empty:
+        raise ValueError(f'no parameter in level {", ".join(empty)}: give fewer periods, or another rule')
+    if not allow_batchnorm:
+        check_batchnorm(model, groups)
     return groups
 
 # %% ../../nbs/32_levels.ipynb #3dc02f1c
 def level_table(
-    model:nn.Module,  # any
-    groups:list,      # its levels: dicts with `params`, `period`, `name`; an optimizer's `param_groups` do as well
-)->pd.DataFrame:      # parameter, level, period, parameters (how many numbers), share; in order of registration
+    model: nn.Module,  # any
+    groups: list,  # its levels: dicts with `params`, `period`, `name`; an optimizer's `param_groups` do as well
+) -> pd.DataFrame:  # parameter, level, period, parameters (how many numbers), share; in order of registration
     "List the parameters of a network with their levels; refuse one in two levels, in none, or of another model."
     name_of, group_of = {id(p): name for name, p in model.named_parameters()}, {}
     for group in groups:
         for p in group['params']:
             if id(p) not in name_of:
-                raise ValueError(f"level {group['name']!r}: a tensor of shape {tuple(p.shape)} is not the model's; leave it out")
+                raise ValueError(
+                    f"level {group['name']!r}: a tensor of shape {tuple(p.shape)} is not the model's; leave it out"
+                )
             other = group_of.setdefault(id(p), group)
             if other is not group:
-                raise ValueError(f"{name_of[id(p)]} is in levels {other['name']!r} and {group['name']!r}: leave it in one of them")
+                raise ValueError(
+                    f'{name_of[id(p)]} is in levels {other["name"]!r} and {group["name"]!r}: leave it in one of them'
+                )
     for name, p in model.named_parameters():
-        if p.requires_grad and id(p) not in group_of: raise ValueError(f'{name} is in no level: put it into one, or freeze it')
+        if p.requires_grad and id(p) not in group_of:
+            raise ValueError(f'{name} is in no level: put it into one, or freeze it')
     held = [(name, p, group_of[id(p)]) for name, p in model.named_parameters() if id(p) in group_of]
     rows = [(name, group['name'], group['period'], p.numel()) for name, p, group in held]
     table = pd.DataFrame(rows, columns=['parameter', 'level', 'period', 'parameters'])
-    return table.assign(share=table.parameters/table.parameters.sum())
+    return table.assign(share=table.parameters / table.parameters.sum())
 
 # %% ../../nbs/32_levels.ipynb #83a5da67
 def find_blocks(
-    model:nn.Module,  # any
-    blocks,           # regular expression for the whole name of a module, or a list of names, from input to output
-)->list:              # names of modules, from input to output
+    model: nn.Module,  # any
+    blocks,  # regular expression for the whole name of a module, or a list of names, from input to output
+) -> list:  # names of modules, from input to output
     "Find the blocks of a network, none inside another."
     modules = [name for name, _ in model.named_modules()]
-    if isinstance(blocks, str): found = [name for name in modules if _compile(blocks).fullmatch(name)]
-    else: found = list(blocks)
+    if isinstance(blocks, str):
+        found = [name for name in modules if _compile(blocks).fullmatch(name)]
+    else:
+        found = list(blocks)
     for name in found:
-        if name not in modules: raise ValueError(f'block {name!r}: no module of that name; they are listed by model.named_modules()')
-        inside = next((other for other in found if f'{name}.'.startswith(f'{other}.') and other is not name), None)
-        if inside is not None: raise ValueError(f'block {name!r} is inside block {inside!r} or named twice: blocks must not overlap')
-    if not found: raise ValueError(f'blocks = {blocks!r}: matches the whole name of no module; they are listed by model.named_modules()')
+        if name not in modules:
+            raise ValueError(
+                f'block {name!r}: no module of that name; they are listed by model.named_modules()'
+            )
+        inside = next(
+            (other for other in found if f'{name}.'.startswith(f'{other}.') and other is not name), None
+        )
+        if inside is not None:
+            raise ValueError(
+                f'block {name!r} is inside block {inside!r} or named twice: blocks must not overlap'
+            )
+    if not found:
+        raise ValueError(
+            f'blocks = {blocks!r}: matches the whole name of no module; they are listed by model.named_modules()'
+        )
     return found
 
 # %% ../../nbs/32_levels.ipynb #1a2c9443
 def stack_levels(
-    model:nn.Module,       # trained; its weights are the initial state and stay as they are
-    blocks,                # its blocks: regular expression for whole names, or a list of names from input to output
+    model: nn.Module,  # trained; its weights are the initial state and stay as they are
+    blocks,  # its blocks: regular expression for whole names, or a list of names from input to output
     periods=(1, 10, 100),  # (L,) [steps] one per level, fastest first
     *,
-    names=None,                  # (L,) of the levels; None: 'fast', 'medium', 'slow' and the like
-    allow_batchnorm:bool=False,  # let running statistics move at every step in a level that waits?
-)->list:                         # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
+    names=None,  # (L,) of the levels; None: 'fast', 'medium', 'slow' and the like
+    allow_batchnorm: bool = False,  # let running statistics move at every step in a level that waits?
+) -> list:  # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
     "Give the blocks of a trained network to levels, the last run of blocks the fastest (Behrouz et al. 2025, section 7.3)."
     found, num_levels = find_blocks(model, blocks), len(empty_levels(periods, names))
-    level_of = {block: num_levels - 1 - run for block, run in zip(found, cut_runs([1]*len(found), num_levels))}
-    def rule(name, parameter): return next((level for block, level in level_of.items() if name.startswith(f'{block}.')), 0)
+    level_of = {
+        block: num_levels - 1 - run for block, run in zip(found, cut_runs([1] * len(found), num_levels))
+    }
+
+    def rule(name, parameter):
+        return next((level for block, level in level_of.items() if name.startswith(f'{block}.')), 0)
+
     return assign_levels(model, rule, periods, names=names, allow_batchnorm=allow_batchnorm)

@@ -14,278 +14,398 @@ import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cms import CMSBlock, SubLayer, check_count, conv3x3, convolution, level_names, normaliser, recompute
+from nested_learning.model.cms import (
+    CMSBlock,
+    SubLayer,
+    check_count,
+    conv3x3,
+    convolution,
+    level_names,
+    normaliser,
+    recompute,
+)
 
 # %% ../../nbs/31_networks.ipynb #b66fad07
 def check_images(
-    images:Tensor,  # (B, C, H, W)
-    channels:int,   # C that the network takes
-)->Tensor:          # `images`
+    images: Tensor,  # (B, C, H, W)
+    channels: int,  # C that the network takes
+) -> Tensor:  # `images`
     "Refuse images that do not fit the network."
     if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < 8:
-        raise ValueError(f'images of shape {tuple(images.shape)}: must be (B, {channels}, H, W) with H and W of 8 or more')
+        raise ValueError(
+            f'images of shape {tuple(images.shape)}: must be (B, {channels}, H, W) with H and W of 8 or more'
+        )
     return images
+
 
 class StagedNetwork(nn.Module):
     "Join a stem, four stages, average pooling and a classifier."
-    def __init__(self,
-        make_stage,          # channels -> module that keeps the shape (B, C, H, W)
-        input_channels:int,  # channels of an image
-        num_classes:int,     # K
-        base_channels:int,   # channels of the first stage; 4 or more
-        norm:str,            # 'batch', 'group' or 'group_ws'
+
+    def __init__(
+        self,
+        make_stage,  # channels -> module that keeps the shape (B, C, H, W)
+        input_channels: int,  # channels of an image
+        num_classes: int,  # K
+        base_channels: int,  # channels of the first stage; 4 or more
+        norm: str,  # 'batch', 'group' or 'group_ws'
     ):
         super().__init__()
         check_count('input_channels', input_channels)
         check_count('num_classes', num_classes)
         check_count('base_channels', base_channels, least=4)
-        widths = [base_channels*factor for factor in (1, 2, 4, 8)]
+        widths = [base_channels * factor for factor in (1, 2, 4, 8)]
         self.stem = conv3x3(input_channels, base_channels, norm)
         self.stages = nn.ModuleList([make_stage(width) for width in widths])
-        self.transitions = nn.ModuleList([nn.Sequential(normaliser(width, norm), nn.ReLU(), conv3x3(width, 2*width, norm, stride=2))
-                                          for width in widths[:-1]])
+        self.transitions = nn.ModuleList(
+            [
+                nn.Sequential(normaliser(width, norm), nn.ReLU(), conv3x3(width, 2 * width, norm, stride=2))
+                for width in widths[:-1]
+            ]
+        )
         self.norm = normaliser(widths[-1], norm)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def features(self,
-        images:Tensor,  # (B, C, H, W) float, 8 x 8 pixels or more
-    )->Tensor:          # (B, D) what the classifier sees
+    def features(
+        self,
+        images: Tensor,  # (B, C, H, W) float, 8 x 8 pixels or more
+    ) -> Tensor:  # (B, D) what the classifier sees
         "Compute the features of images."
         x = self.stages[0](self.stem(check_images(images, self.stem.in_channels)))
-        for transition, stage in zip(self.transitions, self.stages[1:]): x = stage(transition(x))
+        for transition, stage in zip(self.transitions, self.stages[1:]):
+            x = stage(transition(x))
         return F.relu(self.norm(x)).mean((2, 3))
 
-    def forward(self,
-        images:Tensor,  # (B, C, H, W) float
-    )->Tensor:          # (B, K) logits
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W) float
+    ) -> Tensor:  # (B, K) logits
         return self.head(self.features(images))
 
 # %% ../../nbs/31_networks.ipynb #9b2aed22
 def check_periods(
-    periods,         # [steps] one per level, fastest first
-    num_levels:int,  # L
-)->tuple:            # L ints
+    periods,  # [steps] one per level, fastest first
+    num_levels: int,  # L
+) -> tuple:  # L ints
     "Refuse periods that do not fit the levels."
     if not isinstance(periods, (list, tuple)) or len(periods) != num_levels:
-        raise ValueError(f'periods = {periods!r}: give {num_levels} whole numbers, one for each level, fastest first')
+        raise ValueError(
+            f'periods = {periods!r}: give {num_levels} whole numbers, one for each level, fastest first'
+        )
     periods = tuple(check_count(f'periods[{i}]', period) for i, period in enumerate(periods))
-    if list(periods) != sorted(periods): raise ValueError(f'periods = {periods}: must not decrease, the fastest level comes first')
+    if list(periods) != sorted(periods):
+        raise ValueError(f'periods = {periods}: must not decrease, the fastest level comes first')
     return periods
 
+
 def empty_groups(
-    periods:tuple,        # (L,) [steps] one per level, fastest first
-    head_period:int|None, # [steps] None: no group for the head
-)->list:                  # of {'params': [], 'period': int, 'name': str}
+    periods: tuple,  # (L,) [steps] one per level, fastest first
+    head_period: int | None,  # [steps] None: no group for the head
+) -> list:  # of {'params': [], 'period': int, 'name': str}
     "Make a parameter group for each level, and perhaps one for the head."
-    groups = [{'params': [], 'period': period, 'name': name} for period, name in zip(periods, level_names(len(periods)))]
-    if head_period is None: return groups
+    groups = [
+        {'params': [], 'period': period, 'name': name}
+        for period, name in zip(periods, level_names(len(periods)))
+    ]
+    if head_period is None:
+        return groups
     return [*groups, {'params': [], 'period': check_count('head_period', head_period), 'name': 'head'}]
 
 # %% ../../nbs/31_networks.ipynb #9afc34e4
 def block_of(
-    name:str,  # of a parameter of a `StagedNetwork`
-)->str:        # 'stem', 'stage 1' to 'stage 4' (each with the transition into it) or 'head' (with the norm before it)
+    name: str,  # of a parameter of a `StagedNetwork`
+) -> (
+    str
+):  # 'stem', 'stage 1' to 'stage 4' (each with the transition into it) or 'head' (with the norm before it)
     "Say which part of the network a parameter belongs to."
     part, number = name.split('.')[:2]
-    if part in ('stages', 'transitions'): return f"stage {int(number) + (1 if part == 'stages' else 2)}"
+    if part in ('stages', 'transitions'):
+        return f'stage {int(number) + (1 if part == "stages" else 2)}'
     return 'head' if part == 'norm' else part
 
+
 def count_parameters(
-    network:nn.Module,  # its parameters' names are as `block_of` takes them
-    groups,             # of {'params', 'period', 'name'}
-)->pd.DataFrame:        # one row per block and level: block, level, period, parameters, share
+    network: nn.Module,  # its parameters' names are as `block_of` takes them
+    groups,  # of {'params', 'period', 'name'}
+) -> pd.DataFrame:  # one row per block and level: block, level, period, parameters, share
     "Count the parameters of each block and group."
     group_of = {id(p): g for g in groups for p in g['params']}
-    rows = [(block_of(name), group_of[id(p)]['name'], group_of[id(p)]['period'], p.numel())
-            for name, p in network.named_parameters() if id(p) in group_of]
+    rows = [
+        (block_of(name), group_of[id(p)]['name'], group_of[id(p)]['period'], p.numel())
+        for name, p in network.named_parameters()
+        if id(p) in group_of
+    ]
     table = pd.DataFrame(rows, columns=['block', 'level', 'period', 'parameters'])
     table = table.groupby(['block', 'level', 'period'], sort=False, as_index=False).parameters.sum()
-    table['share'] = table.parameters/table.parameters.sum()
+    table['share'] = table.parameters / table.parameters.sum()
     return table
 
 # %% ../../nbs/31_networks.ipynb #417d5098
 def slowest(
-    moved,           # names of levels, and 'head' for a classifier on its own
-    num_levels:int,  # L
-)->int:              # 0: the fastest, or none of the blocks' levels
+    moved,  # names of levels, and 'head' for a classifier on its own
+    num_levels: int,  # L
+) -> int:  # 0: the fastest, or none of the blocks' levels
     "Find the slowest level among those that have moved."
     names = [*level_names(num_levels), 'head']
     unknown = [name for name in moved if name not in names]
-    if unknown: raise ValueError(f'moved = {tuple(moved)}: there is no level {unknown[0]!r}, only {", ".join(names)}')
+    if unknown:
+        raise ValueError(f'moved = {tuple(moved)}: there is no level {unknown[0]!r}, only {", ".join(names)}')
     return max((names.index(name) for name in moved if name != 'head'), default=0)
 
 # %% ../../nbs/31_networks.ipynb #dc5c3d7b
 class NestedLearningNetwork(StagedNetwork):
     "Classify images with four stages of continuum memory blocks (Behrouz et al. 2025, section 7.1)."
-    def __init__(self,
-        input_channels:int=3,        # channels of an image
-        num_classes:int=100,         # K
-        base_channels:int=64,        # 32, 64, 128 give about 5, 20, 80 million parameters
-        num_cms_levels:int=3,        # L
+
+    def __init__(
+        self,
+        input_channels: int = 3,  # channels of an image
+        num_classes: int = 100,  # K
+        base_channels: int = 64,  # 32, 64, 128 give about 5, 20, 80 million parameters
+        num_cms_levels: int = 3,  # L
         *,
-        aggregate:str='sequential',  # 'sequential' (eq. 70) or 'independent' (eq. 74)
-        checkpointing:bool=False,    # compute activations twice rather than keep them?
-        norm:str='group_ws',         # 'batch', 'group' or 'group_ws'
-        order:str='fast_first',      # of the levels in a chain: 'fast_first' or 'slow_first'
-        reset:str|None=None,         # when a slower level has moved: None, 'initial' or 'learned' (eq. 72)
-        reset_rate:float=0.1,        # [share] of its way to the weights that a learned initial state moves
+        aggregate: str = 'sequential',  # 'sequential' (eq. 70) or 'independent' (eq. 74)
+        checkpointing: bool = False,  # compute activations twice rather than keep them?
+        norm: str = 'group_ws',  # 'batch', 'group' or 'group_ws'
+        order: str = 'fast_first',  # of the levels in a chain: 'fast_first' or 'slow_first'
+        reset: str | None = None,  # when a slower level has moved: None, 'initial' or 'learned' (eq. 72)
+        reset_rate: float = 0.1,  # [share] of its way to the weights that a learned initial state moves
     ):
         check_count('num_cms_levels', num_cms_levels)
-        super().__init__(partial(CMSBlock, num_levels=num_cms_levels, norm=norm, aggregate=aggregate, checkpointing=checkpointing,
-                                 order=order, reset=reset, reset_rate=reset_rate), input_channels, num_classes, base_channels, norm)
+        super().__init__(
+            partial(
+                CMSBlock,
+                num_levels=num_cms_levels,
+                norm=norm,
+                aggregate=aggregate,
+                checkpointing=checkpointing,
+                order=order,
+                reset=reset,
+                reset_rate=reset_rate,
+            ),
+            input_channels,
+            num_classes,
+            base_channels,
+            norm,
+        )
         self.num_cms_levels = num_cms_levels
 
-    def level_groups(self,
-        periods=(1, 10, 100),      # (L,) [steps] one per level, fastest first
-        head_period:int|None=None, # [steps] None: the classifier moves with the fastest level
-    )->list:                       # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
+    def level_groups(
+        self,
+        periods=(1, 10, 100),  # (L,) [steps] one per level, fastest first
+        head_period: int | None = None,  # [steps] None: the classifier moves with the fastest level
+    ) -> list:  # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
         "Sort the trainable parameters into groups for an optimizer, one per level."
         groups = empty_groups(check_periods(periods, self.num_cms_levels), head_period)
-        group_of = {id(p): groups[i] for stage in self.stages for i, params in enumerate(stage.level_parameters()) for p in params}
-        if head_period is not None: group_of |= {id(p): groups[-1] for p in self.head.parameters()}
-        for p in (p for p in self.parameters() if p.requires_grad): group_of.get(id(p), groups[0])['params'].append(p)
+        group_of = {
+            id(p): groups[i]
+            for stage in self.stages
+            for i, params in enumerate(stage.level_parameters())
+            for p in params
+        }
+        if head_period is not None:
+            group_of |= {id(p): groups[-1] for p in self.head.parameters()}
+        for p in (p for p in self.parameters() if p.requires_grad):
+            group_of.get(id(p), groups[0])['params'].append(p)
         return groups
 
-    def describe(self,
-        periods=None,              # (L,) [steps] adds a column
-        head_period:int|None=None, # [steps] the classifier's level is 'head'
-    )->pd.DataFrame:               # one row per block and level: block, level, (period,) parameters, share
+    def describe(
+        self,
+        periods=None,  # (L,) [steps] adds a column
+        head_period: int | None = None,  # [steps] the classifier's level is 'head'
+    ) -> pd.DataFrame:  # one row per block and level: block, level, (period,) parameters, share
         "Count the trainable parameters of each block and level."
-        if periods is None: return self.describe((1,)*self.num_cms_levels, head_period).drop(columns='period')
+        if periods is None:
+            return self.describe((1,) * self.num_cms_levels, head_period).drop(columns='period')
         return count_parameters(self, self.level_groups(periods, head_period))
 
-    def end_context(self,
+    def end_context(
+        self,
         moved,  # names of the levels that have just moved
     ):
         "Tell all blocks which levels have moved, so that faster ones start anew if they are to do so (eq. 72)."
-        for stage in self.stages: stage.end_context(slowest(moved, self.num_cms_levels))
+        for stage in self.stages:
+            stage.end_context(slowest(moved, self.num_cms_levels))
 
 # %% ../../nbs/31_networks.ipynb #2ef900e6
 class ResidualStage(nn.Module):
     "Add residual sub-layers one after another (He et al. 2016)."
-    def __init__(self,
-        channels:int,       # C
-        num_layers:int,     # sub-layers
-        norm:str,           # 'batch', 'group' or 'group_ws'
-        checkpointing:bool, # compute activations twice rather than keep them?
+
+    def __init__(
+        self,
+        channels: int,  # C
+        num_layers: int,  # sub-layers
+        norm: str,  # 'batch', 'group' or 'group_ws'
+        checkpointing: bool,  # compute activations twice rather than keep them?
     ):
         super().__init__()
         self.layers = nn.ModuleList([SubLayer(channels, norm, checkpointing) for _ in range(num_layers)])
 
-    def forward(self,
-        x:Tensor,  # (B, C, H, W)
-    )->Tensor:     # (B, C, H, W)
-        for layer in self.layers: x = x + layer(x)
+    def forward(
+        self,
+        x: Tensor,  # (B, C, H, W)
+    ) -> Tensor:  # (B, C, H, W)
+        for layer in self.layers:
+            x = x + layer(x)
         return x
+
 
 class PlainNetwork(StagedNetwork):
     "Classify images with a pre-activation residual network of the same shape and cost (He et al. 2016)."
-    def __init__(self,
-        input_channels:int=3,     # channels of an image
-        num_classes:int=100,      # K
-        base_channels:int=64,     # as in the nested network
-        num_cms_levels:int=3,     # sub-layers in each stage
+
+    def __init__(
+        self,
+        input_channels: int = 3,  # channels of an image
+        num_classes: int = 100,  # K
+        base_channels: int = 64,  # as in the nested network
+        num_cms_levels: int = 3,  # sub-layers in each stage
         *,
-        norm:str='batch',         # 'batch', 'group' or 'group_ws'
-        checkpointing:bool=False, # compute activations twice rather than keep them?
+        norm: str = 'batch',  # 'batch', 'group' or 'group_ws'
+        checkpointing: bool = False,  # compute activations twice rather than keep them?
     ):
         check_count('num_cms_levels', num_cms_levels)
-        super().__init__(partial(ResidualStage, num_layers=num_cms_levels, norm=norm, checkpointing=checkpointing),
-                         input_channels, num_classes, base_channels, norm)
+        super().__init__(
+            partial(ResidualStage, num_layers=num_cms_levels, norm=norm, checkpointing=checkpointing),
+            input_channels,
+            num_classes,
+            base_channels,
+            norm,
+        )
 
 # %% ../../nbs/31_networks.ipynb #55e677f3
 class BasicBlock(nn.Module):
     "Compute ReLU(shortcut(x) + norm conv ReLU norm conv x), the two-layer block of a ResNet (He et al. 2016)."
-    def __init__(self,
-        inputs:int,         # C_in
-        outputs:int,        # C_out
-        stride:int,         # [pixels] of the first convolution
-        norm:str,           # 'batch', 'group' or 'group_ws'
-        checkpointing:bool, # compute activations twice rather than keep them?
+
+    def __init__(
+        self,
+        inputs: int,  # C_in
+        outputs: int,  # C_out
+        stride: int,  # [pixels] of the first convolution
+        norm: str,  # 'batch', 'group' or 'group_ws'
+        checkpointing: bool,  # compute activations twice rather than keep them?
     ):
         super().__init__()
-        self.residual = nn.Sequential(conv3x3(inputs, outputs, norm, stride), normaliser(outputs, norm), nn.ReLU(),
-                                      conv3x3(outputs, outputs, norm), normaliser(outputs, norm))
+        self.residual = nn.Sequential(
+            conv3x3(inputs, outputs, norm, stride),
+            normaliser(outputs, norm),
+            nn.ReLU(),
+            conv3x3(outputs, outputs, norm),
+            normaliser(outputs, norm),
+        )
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Sequential() if same else nn.Sequential(convolution(inputs, outputs, 1, norm, stride),
-                                                                   normaliser(outputs, norm))
+        self.shortcut = (
+            nn.Sequential()
+            if same
+            else nn.Sequential(convolution(inputs, outputs, 1, norm, stride), normaliser(outputs, norm))
+        )
         self.checkpointing = checkpointing
 
-    def join(self,
-        x:Tensor,  # (B, C_in, H, W)
-    )->Tensor:     # (B, C_out, H', W')
+    def join(
+        self,
+        x: Tensor,  # (B, C_in, H, W)
+    ) -> Tensor:  # (B, C_out, H', W')
         "Add what the block has learned to its shortcut."
         return F.relu(self.shortcut(x) + self.residual(x))
 
-    def forward(self,
-        x:Tensor,  # (B, C_in, H, W)
-    )->Tensor:     # (B, C_out, H', W')
+    def forward(
+        self,
+        x: Tensor,  # (B, C_in, H, W)
+    ) -> Tensor:  # (B, C_out, H', W')
         return recompute(self, self.join, x) if self.checkpointing else self.join(x)
 
 # %% ../../nbs/31_networks.ipynb #469bd1e9
 class SlimResNet18(nn.Module):
     "Classify images with a ResNet-18 of a third of the usual width (Lopez-Paz and Ranzato 2017)."
-    def __init__(self,
-        input_channels:int=3,     # channels of an image
-        num_classes:int=100,      # K
-        base_channels:int=20,     # channels of the first stage; 4 or more
+
+    def __init__(
+        self,
+        input_channels: int = 3,  # channels of an image
+        num_classes: int = 100,  # K
+        base_channels: int = 20,  # channels of the first stage; 4 or more
         *,
-        norm:str='batch',         # 'batch', 'group' or 'group_ws'
-        checkpointing:bool=False, # compute activations twice rather than keep them?
+        norm: str = 'batch',  # 'batch', 'group' or 'group_ws'
+        checkpointing: bool = False,  # compute activations twice rather than keep them?
     ):
         super().__init__()
         self.input_channels = check_count('input_channels', input_channels)
         check_count('num_classes', num_classes)
         check_count('base_channels', base_channels, least=4)
-        widths = [base_channels*factor for factor in (1, 1, 2, 4, 8)]
-        self.stem = nn.Sequential(conv3x3(input_channels, base_channels, norm), normaliser(base_channels, norm), nn.ReLU())
-        self.stages = nn.Sequential(*[nn.Sequential(BasicBlock(before, width, 1 if width == before else 2, norm, checkpointing),
-                                                    BasicBlock(width, width, 1, norm, checkpointing))
-                                      for before, width in zip(widths, widths[1:])])
+        widths = [base_channels * factor for factor in (1, 1, 2, 4, 8)]
+        self.stem = nn.Sequential(
+            conv3x3(input_channels, base_channels, norm), normaliser(base_channels, norm), nn.ReLU()
+        )
+        self.stages = nn.Sequential(
+            *[
+                nn.Sequential(
+                    BasicBlock(before, width, 1 if width == before else 2, norm, checkpointing),
+                    BasicBlock(width, width, 1, norm, checkpointing),
+                )
+                for before, width in zip(widths, widths[1:])
+            ]
+        )
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def features(self,
-        images:Tensor,  # (B, C, H, W) float, 8 x 8 pixels or more
-    )->Tensor:          # (B, D) what the classifier sees
+    def features(
+        self,
+        images: Tensor,  # (B, C, H, W) float, 8 x 8 pixels or more
+    ) -> Tensor:  # (B, D) what the classifier sees
         "Compute the features of images."
         return self.stages(self.stem(check_images(images, self.input_channels))).mean((2, 3))
 
-    def forward(self,
-        images:Tensor,  # (B, C, H, W) float
-    )->Tensor:          # (B, K) logits
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W) float
+    ) -> Tensor:  # (B, K) logits
         return self.head(self.features(images))
 
 # %% ../../nbs/31_networks.ipynb #3a99a7b9
 class MLP(nn.Module):
     "Classify images with a multilayer perceptron: flatten, then linear - ReLU a few times."
-    def __init__(self,
-        input_channels:int=1,  # channels of an image
-        num_classes:int=10,    # K
-        base_channels:int=256, # width of a hidden layer
+
+    def __init__(
+        self,
+        input_channels: int = 1,  # channels of an image
+        num_classes: int = 10,  # K
+        base_channels: int = 256,  # width of a hidden layer
         *,
-        image_size=(8, 8),     # (H, W) [pixels]; a perceptron takes one size only
-        num_layers:int=2,      # hidden layers
+        image_size=(8, 8),  # (H, W) [pixels]; a perceptron takes one size only
+        num_layers: int = 2,  # hidden layers
     ):
         super().__init__()
-        for name, value in (('input_channels', input_channels), ('num_classes', num_classes), ('base_channels', base_channels),
-                            ('num_layers', num_layers)): check_count(name, value)
+        for name, value in (
+            ('input_channels', input_channels),
+            ('num_classes', num_classes),
+            ('base_channels', base_channels),
+            ('num_layers', num_layers),
+        ):
+            check_count(name, value)
         if not isinstance(image_size, (list, tuple)) or len(image_size) != 2:
             raise ValueError(f'image_size = {image_size!r}: give height and width in pixels, such as (8, 8)')
-        self.image_shape = (input_channels, *(check_count(f'image_size[{i}]', size) for i, size in enumerate(image_size)))
-        widths = [prod(self.image_shape)] + [base_channels]*num_layers
-        self.layers = nn.Sequential(*[layer for before, width in zip(widths, widths[1:])
-                                      for layer in (nn.Linear(before, width), nn.ReLU())])
+        self.image_shape = (
+            input_channels,
+            *(check_count(f'image_size[{i}]', size) for i, size in enumerate(image_size)),
+        )
+        widths = [prod(self.image_shape)] + [base_channels] * num_layers
+        self.layers = nn.Sequential(
+            *[
+                layer
+                for before, width in zip(widths, widths[1:])
+                for layer in (nn.Linear(before, width), nn.ReLU())
+            ]
+        )
         self.head = nn.Linear(base_channels, num_classes)
 
-    def features(self,
-        images:Tensor,  # (B, C, H, W) float
-    )->Tensor:          # (B, D) what the classifier sees
+    def features(
+        self,
+        images: Tensor,  # (B, C, H, W) float
+    ) -> Tensor:  # (B, D) what the classifier sees
         "Compute the features of images."
         if tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f'images of shape {tuple(images.shape)}: must be (B, *{self.image_shape}), as the network was made')
+            raise ValueError(
+                f'images of shape {tuple(images.shape)}: must be (B, *{self.image_shape}), as the network was made'
+            )
         return self.layers(images.flatten(1))
 
-    def forward(self,
-        images:Tensor,  # (B, C, H, W) float
-    )->Tensor:          # (B, K) logits
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W) float
+    ) -> Tensor:  # (B, K) logits
         return self.head(self.features(images))

@@ -18,189 +18,241 @@ from torch import Tensor, nn
 
 # %% ../../nbs/42_averages.ipynb #07c26273
 def newest_weight(
-    update:int,    # $t$, this update of the average; counts from 1
-    window:float,  # below 1: share of the run so far; from 1 on: [updates]
-)->float:          # $w_t$ in (0, 1]
+    update: int,  # $t$, this update of the average; counts from 1
+    window: float,  # below 1: share of the run so far; from 1 on: [updates]
+) -> float:  # $w_t$ in (0, 1]
     "Weigh the newest weights in a running average (Polyak-Ruppert; Shamir and Zhang 2013, polynomial-decay averaging)."
-    if update < 1: raise ValueError(f'update = {update}: updates count from 1')
-    if window >= 1: return max(1/update, 1/window)
-    return 1 / (1 + (update-1)*window)
+    if update < 1:
+        raise ValueError(f'update = {update}: updates count from 1')
+    if window >= 1:
+        return max(1 / update, 1 / window)
+    return 1 / (1 + (update - 1) * window)
 
 # %% ../../nbs/42_averages.ipynb #987aee44
 def past_weights(
-    updates:int,   # $t$, how many updates there were
-    window:float,  # as in `newest_weight`
-)->list:           # share of update 1, 2, ..., `updates`; they sum to 1
+    updates: int,  # $t$, how many updates there were
+    window: float,  # as in `newest_weight`
+) -> list:  # share of update 1, 2, ..., `updates`; they sum to 1
     "Weigh every past update in a running average."
-    shares, left = [], 1.
+    shares, left = [], 1.0
     for t in range(updates, 0, -1):
-        shares.append(left*newest_weight(t, window))
-        left *= 1-newest_weight(t, window)
+        shares.append(left * newest_weight(t, window))
+        left *= 1 - newest_weight(t, window)
     return shares[::-1]
 
 # %% ../../nbs/42_averages.ipynb #eb1467e6
 def timescale(
-    window:float,  # as in `newest_weight`
-    period:int,    # [steps] between two updates
-    steps:int,     # [steps] of the run so far; no fewer than `period`
-)->float:          # [steps] from the weights in the average to now, on average
+    window: float,  # as in `newest_weight`
+    period: int,  # [steps] between two updates
+    steps: int,  # [steps] of the run so far; no fewer than `period`
+) -> float:  # [steps] from the weights in the average to now, on average
     "Say how long a memory a window means."
-    updates = steps//period
-    if updates < 1: raise ValueError(f'steps = {steps}: the first update comes at step {period}; give that many or more')
-    if window < 1: age = (updates-1)*window/(1+window)
-    elif window >= updates: age = (updates-1)/2
+    updates = steps // period
+    if updates < 1:
+        raise ValueError(f'steps = {steps}: the first update comes at step {period}; give that many or more')
+    if window < 1:
+        age = (updates - 1) * window / (1 + window)
+    elif window >= updates:
+        age = (updates - 1) / 2
     else:
         filled = math.floor(window)
-        age = window-1 - (window-1-(filled-1)/2)*(1-1/window)**(updates-filled)
-    return period*age + steps%period
+        age = window - 1 - (window - 1 - (filled - 1) / 2) * (1 - 1 / window) ** (updates - filled)
+    return period * age + steps % period
 
 # %% ../../nbs/42_averages.ipynb #8595dc55
 def module_tensors(
-    module:nn.Module,  # any
-)->dict:               # name -> tensor: parameters and buffers, each once, the unsaved ones too
+    module: nn.Module,  # any
+) -> dict:  # name -> tensor: parameters and buffers, each once, the unsaved ones too
     "List all that a module holds."
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
+
 def check_average(
-    window:float,  # asked for
-    period:int,    # asked for
-)->None:
+    window: float,  # asked for
+    period: int,  # asked for
+) -> None:
     "Refuse impossible windows and periods."
     if isinstance(window, bool) or not isinstance(window, Real) or not window > 0:
-        raise ValueError(f'window = {window!r}: must be above 0; below 1 a share of the run so far, from 1 on a number of updates')
+        raise ValueError(
+            f'window = {window!r}: must be above 0; below 1 a share of the run so far, from 1 on a number of updates'
+        )
     if isinstance(period, bool) or not isinstance(period, Integral) or period < 1:
         raise ValueError(f'period = {period!r}: must be a whole number of steps, 1 or more')
 
+
 def _check_precision(
-    name:str,       # of a tensor of the model
-    tensor:Tensor,  # the tensor
-)->None:
+    name: str,  # of a tensor of the model
+    tensor: Tensor,  # the tensor
+) -> None:
     "Refuse fractions of less than 32 bits."
     if tensor.is_floating_point() and tensor.element_size() < 4:
-        raise ValueError(f'{name} has type {tensor.dtype}: averages need 32 bits; keep the weights in float32 and use autocast')
+        raise ValueError(
+            f'{name} has type {tensor.dtype}: averages need 32 bits; keep the weights in float32 and use autocast'
+        )
+
 
 def _check_saved(
-    state:dict,  # what is to be loaded
-    own:dict,    # state of the averages that load it
-)->None:
+    state: dict,  # what is to be loaded
+    own: dict,  # state of the averages that load it
+) -> None:
     "Refuse a state of other averages or of another model."
     for key in ('windows', 'periods', 'cascaded', 'buffers'):
-        if state.get(key) != own[key]: raise ValueError(f'{key} = {state.get(key)} in the state, {own[key]} here: they must be the same')
-    theirs, ours = ({name: tuple(t.shape) for name, t in s['averages'][0].items()} for s in (state, own))  # all averages are alike
+        if state.get(key) != own[key]:
+            raise ValueError(f'{key} = {state.get(key)} in the state, {own[key]} here: they must be the same')
+    theirs, ours = (
+        {name: tuple(t.shape) for name, t in s['averages'][0].items()} for s in (state, own)
+    )  # all averages are alike
     for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name): raise ValueError(
-            f'{name} of shape {theirs.get(name)} in the state, {ours.get(name)} here: load the averages beside the model that they are of')
+        if theirs.get(name) != ours.get(name):
+            raise ValueError(
+                f'{name} of shape {theirs.get(name)} in the state, {ours.get(name)} here: load the averages beside the model that they are of'
+            )
 
 # %% ../../nbs/42_averages.ipynb #5ab5e395
 @torch.no_grad()
 def mix(
-    average:nn.Module,  # changed in place
-    source:nn.Module,   # of the same shape; only read
-    weight:float,       # share of `source` in (0, 1]; 1 makes `average` equal to it, bit for bit
-    buffers:str='average',  # one of `BUFFERS`: what becomes of buffers with a fractional value
-)->None:
+    average: nn.Module,  # changed in place
+    source: nn.Module,  # of the same shape; only read
+    weight: float,  # share of `source` in (0, 1]; 1 makes `average` equal to it, bit for bit
+    buffers: str = 'average',  # one of `BUFFERS`: what becomes of buffers with a fractional value
+) -> None:
     "Move an average towards its source: fractions are averaged, whole numbers copied."
     ours, theirs = module_tensors(average), module_tensors(source)
     copied = {name for name, t in ours.items() if not (t.is_floating_point() or t.is_complex())}
-    if buffers == 'copy': copied |= dict(average.named_buffers()).keys()
+    if buffers == 'copy':
+        copied |= dict(average.named_buffers()).keys()
     mixed = [name for name in ours if name not in copied]
     torch._foreach_lerp_([ours[name] for name in mixed], [theirs[name] for name in mixed], weight)
-    if copied: torch._foreach_copy_([ours[name] for name in copied], [theirs[name] for name in copied])
+    if copied:
+        torch._foreach_copy_([ours[name] for name in copied], [theirs[name] for name in copied])
 
 # %% ../../nbs/42_averages.ipynb #44b197ad
 BUFFERS = ('average', 'copy')
 
+
 def check_averages(
-    windows,        # asked for, one for each average
-    periods,        # asked for, one for each average
-    cascaded:bool,  # asked for
-    buffers:str,    # asked for
-)->None:
+    windows,  # asked for, one for each average
+    periods,  # asked for, one for each average
+    cascaded: bool,  # asked for
+    buffers: str,  # asked for
+) -> None:
     "Refuse averages that do not go together."
     if len(windows) != len(periods) or not len(windows):
-        raise ValueError(f'windows = {windows} and periods = {periods}: give one period for each window, and at least one of both')
-    for window, period in zip(windows, periods): check_average(window, period)
+        raise ValueError(
+            f'windows = {windows} and periods = {periods}: give one period for each window, and at least one of both'
+        )
+    for window, period in zip(windows, periods):
+        check_average(window, period)
     if cascaded and list(periods) != sorted(periods):
-        raise ValueError(f'periods = {periods}: must not decrease when cascaded, each average follows the one before it')
-    if buffers not in BUFFERS: raise ValueError(f"buffers = {buffers!r}: must be 'average' or 'copy'")
+        raise ValueError(
+            f'periods = {periods}: must not decrease when cascaded, each average follows the one before it'
+        )
+    if buffers not in BUFFERS:
+        raise ValueError(f"buffers = {buffers!r}: must be 'average' or 'copy'")
 
 # %% ../../nbs/42_averages.ipynb #92242ae0
 @contextmanager
 def evaluating(
-    module:nn.Module,  # any
+    module: nn.Module,  # any
 ):
     "Put a module into evaluation mode inside the block; give each of its parts its own mode back."
     modes = {part: part.training for part in module.modules()}
     module.eval()
-    try: yield module
+    try:
+        yield module
     finally:
-        for part, training in modes.items(): part.training = training
+        for part, training in modes.items():
+            part.training = training
 
 # %% ../../nbs/42_averages.ipynb #2b4e3aca
 def pick_level(
-    modules,      # averages of one model
-    level=-1,     # number of one of them, or 'mean'
-)->nn.Module:     # that one; the mean is a new module at each call, in evaluation mode
+    modules,  # averages of one model
+    level=-1,  # number of one of them, or 'mean'
+) -> nn.Module:  # that one; the mean is a new module at each call, in evaluation mode
     "Give one of several averages, or the mean of all."
     if level != 'mean':
-        if level in range(-len(modules), len(modules)): return modules[level]
+        if level in range(-len(modules), len(modules)):
+            return modules[level]
         raise ValueError(f"level = {level!r}: must be a number below {len(modules)} or 'mean'")
     mean = deepcopy(modules[0]).eval()
-    for count, module in enumerate(modules[1:], 2): mix(mean, module, 1/count)
+    for count, module in enumerate(modules[1:], 2):
+        mix(mean, module, 1 / count)
     return mean
 
 # %% ../../nbs/42_averages.ipynb #14efe0fc
 class Consolidation:
     "Keep running averages of a model's weights as slow levels."
-    def __init__(self,
-        model:nn.Module,  # the trained weights; read on every due step, never changed
-        windows=(0.1,),   # one for each average: below 1 a share of the run so far, from 1 on [updates]
-        periods=(1,),     # [steps] between two updates, one for each average
+
+    def __init__(
+        self,
+        model: nn.Module,  # the trained weights; read on every due step, never changed
+        windows=(0.1,),  # one for each average: below 1 a share of the run so far, from 1 on [updates]
+        periods=(1,),  # [steps] between two updates, one for each average
         *,
-        cascaded:bool=False,    # does an average follow the one before it? else all follow the weights
-        buffers:str='average',  # what becomes of BatchNorm's statistics: 'average' or 'copy'
+        cascaded: bool = False,  # does an average follow the one before it? else all follow the weights
+        buffers: str = 'average',  # what becomes of BatchNorm's statistics: 'average' or 'copy'
     ):
         check_averages(windows, periods, cascaded, buffers)
-        for name, tensor in module_tensors(model).items(): _check_precision(name, tensor)
-        self.source, self.windows, self.periods, self.cascaded, self.buffers = model, tuple(windows), tuple(periods), cascaded, buffers
+        for name, tensor in module_tensors(model).items():
+            _check_precision(name, tensor)
+        self.source, self.windows, self.periods, self.cascaded, self.buffers = (
+            model,
+            tuple(windows),
+            tuple(periods),
+            cascaded,
+            buffers,
+        )
         self.steps, self.averages = 0, [deepcopy(model).eval().requires_grad_(False) for _ in windows]
 
     def update(self):
         "Count one step; update the averages that are due, the first one first."
         self.steps += 1
-        sources = [self.source, *self.averages] if self.cascaded else [self.source]*len(self.averages)
+        sources = [self.source, *self.averages] if self.cascaded else [self.source] * len(self.averages)
         for average, source, window, period in zip(self.averages, sources, self.windows, self.periods):
-            if self.steps % period == 0: mix(average, source, newest_weight(self.steps//period, window), self.buffers)
+            if self.steps % period == 0:
+                mix(average, source, newest_weight(self.steps // period, window), self.buffers)
 
-    def model(self, level=-1): return pick_level(self.averages, level)  # the module to evaluate: an average, or the 'mean' of all
+    def model(self, level=-1):
+        return pick_level(self.averages, level)  # the module to evaluate: an average, or the 'mean' of all
 
     @torch.no_grad()
     def teacher(self, inputs, level=-1):
         "Give an average's logits (B, K) for inputs of the model, as targets of a distillation term; leave no trace."
-        with evaluating(self.model(level)) as average: return average(inputs)
+        with evaluating(self.model(level)) as average:
+            return average(inputs)
 
     @property
-    def nbytes(self): return sum(t.nbytes for average in self.averages for t in module_tensors(average).values())  # [bytes]
+    def nbytes(self):
+        return sum(t.nbytes for average in self.averages for t in module_tensors(average).values())  # [bytes]
 
     def state_dict(self):
         "Give steps, what was asked for, and the averages' tensors (the live ones: write or copy them before going on)."
-        averages = [{name: t.detach() for name, t in module_tensors(average).items()} for average in self.averages]
-        return dict(steps=self.steps, windows=list(self.windows), periods=list(self.periods), cascaded=self.cascaded,
-                    buffers=self.buffers, averages=averages)
+        averages = [
+            {name: t.detach() for name, t in module_tensors(average).items()} for average in self.averages
+        ]
+        return dict(
+            steps=self.steps,
+            windows=list(self.windows),
+            periods=list(self.periods),
+            cascaded=self.cascaded,
+            buffers=self.buffers,
+            averages=averages,
+        )
 
     def load_state_dict(self, state):
         "Go on from a saved state of the same averages of the same model."
         _check_saved(state, self.state_dict())
         for average, saved in zip(self.averages, state['averages']):
-            for name, t in module_tensors(average).items(): t.copy_(saved[name])
+            for name, t in module_tensors(average).items():
+                t.copy_(saved[name])
         self.steps = state['steps']
 
 # %% ../../nbs/42_averages.ipynb #1c07d761
 def class_means(
-    features:Tensor,  # (n, D)
-    labels:Tensor,    # (n,) int64
-    num_classes:int,  # K
-)->Tensor:            # (K, D) of length 1; zeros for a class without features
+    features: Tensor,  # (n, D)
+    labels: Tensor,  # (n,) int64
+    num_classes: int,  # K
+) -> Tensor:  # (K, D) of length 1; zeros for a class without features
     "Average each class's features, scaled to length 1 before and after (Rebuffi et al. 2017, iCaRL)."
     members = F.one_hot(labels, num_classes).T.to(features.dtype)
     return F.normalize(members @ F.normalize(features))
@@ -208,43 +260,62 @@ def class_means(
 # %% ../../nbs/42_averages.ipynb #9e708e1b
 class NearestClassMean(nn.Module):
     "Classify by the nearest class mean in a network's features (Rebuffi et al. 2017, iCaRL)."
+
     unseen = -1e4  # logit of a class without a mean
-    def __init__(self,
-        network:nn.Module,  # has `features`: images to (B, D); referred to, never changed
-        num_classes:int,    # K
+
+    def __init__(
+        self,
+        network: nn.Module,  # has `features`: images to (B, D); referred to, never changed
+        num_classes: int,  # K
     ):
         super().__init__()
-        object.__setattr__(self, 'network', network)  # no part of this module: not saved, moved or trained with it
+        object.__setattr__(
+            self, 'network', network
+        )  # no part of this module: not saved, moved or trained with it
         device = next(network.parameters()).device
-        self.means = nn.Parameter(torch.zeros(num_classes, 0, device=device), requires_grad=False)  # (K, D) after `fit`
-        self.register_buffer('counts', torch.zeros(num_classes, dtype=torch.int64, device=device))  # (K,) images behind each mean
+        self.means = nn.Parameter(
+            torch.zeros(num_classes, 0, device=device), requires_grad=False
+        )  # (K, D) after `fit`
+        self.register_buffer(
+            'counts', torch.zeros(num_classes, dtype=torch.int64, device=device)
+        )  # (K,) images behind each mean
 
-    def fit(self,
-        images:Tensor,       # (n, C, H, W) uint8 with a view, else as the network takes them
-        labels:Tensor,       # (n,) int64; rows with -1 are left out
-        view=None,           # maps uint8 images to the network's input; its `plain` form is used
-        batch_size:int=500,  # images per forward pass
+    def fit(
+        self,
+        images: Tensor,  # (n, C, H, W) uint8 with a view, else as the network takes them
+        labels: Tensor,  # (n,) int64; rows with -1 are left out
+        view=None,  # maps uint8 images to the network's input; its `plain` form is used
+        batch_size: int = 500,  # images per forward pass
     ):
         "Compute the mean feature of each class that has images; forget the means before."
         K, device = self.counts.numel(), next(self.network.parameters()).device
         rows = (labels >= 0).nonzero().flatten()
-        if len(rows) and labels.max() >= K: raise ValueError(f'labels up to {labels.max().item()}: must be below num_classes = {K}')
+        if len(rows) and labels.max() >= K:
+            raise ValueError(f'labels up to {labels.max().item()}: must be below num_classes = {K}')
         parts = [images[part.to(images.device)].to(device) for part in rows.split(batch_size) if len(part)]
-        features = [self._features(part if view is None else view.plain(part)) for part in parts] or [torch.zeros(0, 0, device=device)]
-        self.means = nn.Parameter(class_means(torch.cat(features), labels[rows].to(device), K), requires_grad=False)
+        features = [self._features(part if view is None else view.plain(part)) for part in parts] or [
+            torch.zeros(0, 0, device=device)
+        ]
+        self.means = nn.Parameter(
+            class_means(torch.cat(features), labels[rows].to(device), K), requires_grad=False
+        )
         self.counts = torch.bincount(labels[rows].cpu(), minlength=K).to(device)
         return self
 
     def forward(self, images):
         "Give the logits (B, K) of images as the network takes them: minus the squared distance from each mean."
-        if not self.means.numel(): return torch.full((len(images), self.counts.numel()), self.unseen, device=images.device)
-        return (2*F.normalize(self._features(images))@self.means.T - 2).masked_fill(self.counts == 0, self.unseen)
+        if not self.means.numel():
+            return torch.full((len(images), self.counts.numel()), self.unseen, device=images.device)
+        return (2 * F.normalize(self._features(images)) @ self.means.T - 2).masked_fill(
+            self.counts == 0, self.unseen
+        )
 
     @torch.no_grad()
     def _features(self, images):
-        with evaluating(self.network) as network: return network.features(images).float()
+        with evaluating(self.network) as network:
+            return network.features(images).float()
 
     def _load_from_state_dict(self, state, prefix, *args):
-        width = state.get(prefix+'means', self.means).shape[-1]  # D is known from the first `fit` on
+        width = state.get(prefix + 'means', self.means).shape[-1]  # D is known from the first `fit` on
         self.means = nn.Parameter(self.means.new_zeros(len(self.means), width), requires_grad=False)
         super()._load_from_state_dict(state, prefix, *args)

@@ -16,205 +16,277 @@ from .nested import REDUCTIONS
 
 # %% ../../nbs/41_deep.ipynb #a3103686
 def delta_step(
-    weight:Tensor,  # (D', D) weights of a linear layer
-    grad:Tensor,    # (D', D) $G$, gradient of the loss
-    gram:Tensor,    # (D, D) $S$, Gram matrix of the inputs, reduced over samples as the loss is
-    lr:float,       # $\eta$
-)->Tensor:          # (D', D) new weights, in the type of `gram`
+    weight: Tensor,  # (D', D) weights of a linear layer
+    grad: Tensor,  # (D', D) $G$, gradient of the loss
+    gram: Tensor,  # (D, D) $S$, Gram matrix of the inputs, reduced over samples as the loss is
+    lr: float,  # $\eta$
+) -> Tensor:  # (D', D) new weights, in the type of `gram`
     "Minimise the regression of a layer's surprises on its inputs near the old weights (Behrouz et al. 2025, eq. 56, for a batch)."
-    moved = weight.to(gram.dtype) - lr*grad.to(gram.dtype)
-    return torch.linalg.solve(torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + lr*gram, moved, left=False)
+    moved = weight.to(gram.dtype) - lr * grad.to(gram.dtype)
+    return torch.linalg.solve(
+        torch.eye(len(gram), dtype=gram.dtype, device=gram.device) + lr * gram, moved, left=False
+    )
 
 # %% ../../nbs/41_deep.ipynb #121e998b
 def record_inputs(
-    model:nn.Module,  # its `nn.Linear` layers, subclasses too, are listened to
-    weights,          # parameters; layers whose weight is not among them stay as they are
-    record,           # called as `record(weight, inputs)` in each backward pass through a layer
-)->list:              # handles; `handle.remove()` ends the listening
+    model: nn.Module,  # its `nn.Linear` layers, subclasses too, are listened to
+    weights,  # parameters; layers whose weight is not among them stay as they are
+    record,  # called as `record(weight, inputs)` in each backward pass through a layer
+) -> list:  # handles; `handle.remove()` ends the listening
     "Tell `record` the inputs of linear layers whenever their outputs get a gradient."
+
     def listen_to(weight):
         def listen(module, inputs, output):
             if module.weight is weight and weight.requires_grad and output.requires_grad:
                 kept = inputs[0].detach()
                 output.register_hook(lambda grad: record(weight, kept))
+
         return listen
+
     wanted = {id(weight) for weight in weights}
-    return [layer.register_forward_hook(listen_to(layer.weight)) for layer in model.modules()
-            if isinstance(layer, nn.Linear) and id(layer.weight) in wanted]
+    return [
+        layer.register_forward_hook(listen_to(layer.weight))
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear) and id(layer.weight) in wanted
+    ]
 
 # %% ../../nbs/41_deep.ipynb #e8eb96d4
 def _check(
-    name:str,   # of an option
-    value,      # what was given
-    fine:bool,  # is it allowed?
-    words:str,  # what is allowed
-)->None:
+    name: str,  # of an option
+    value,  # what was given
+    fine: bool,  # is it allowed?
+    words: str,  # what is allowed
+) -> None:
     "Refuse a bad option in words that help."
-    if not fine: raise ValueError(f'{name} = {value!r}: must be {words}')
+    if not fine:
+        raise ValueError(f'{name} = {value!r}: must be {words}')
+
 
 def _number(
-    value,       # anything
-    low:float,   # smallest value allowed
-    high:float,  # first value above the range
-)->bool:         # is it a number in the range?
+    value,  # anything
+    low: float,  # smallest value allowed
+    high: float,  # first value above the range
+) -> bool:  # is it a number in the range?
     "Tell whether an option is a number from `low` up to, not including, `high`."
     return isinstance(value, (Real, Tensor)) and not isinstance(value, bool) and low <= value < high
 
+
 def _restore(
-    optimizer,   # that has just loaded `saved`
-    saved:dict,  # state as it was saved
-)->None:
+    optimizer,  # that has just loaded `saved`
+    saved: dict,  # state as it was saved
+) -> None:
     "Put tensors back in the type they were saved in; torch casts them to the parameter's."
     ids = [i for group in saved['param_groups'] for i in group['params']]
     for i, p in zip(ids, [p for group in optimizer.param_groups for p in group['params']]):
         for key, value in saved['state'].get(i, {}).items():
-            if isinstance(value, Tensor): optimizer.state[p][key] = value.to(p.device, copy=True)
+            if isinstance(value, Tensor):
+                optimizer.state[p][key] = value.to(p.device, copy=True)
 
 # %% ../../nbs/41_deep.ipynb #f2136365
 @torch.no_grad()
 def input_gram(
-    inputs:Tensor,  # (B, ..., D) of a linear layer, or (D,)
-    weight:Tensor,  # (D', D) its weights
-    loss:str,       # how the loss reduces a batch: 'mean' or 'sum'
-)->Tensor:          # (D, D) in 32 bits at least; zeros if it would not be finite
+    inputs: Tensor,  # (B, ..., D) of a linear layer, or (D,)
+    weight: Tensor,  # (D', D) its weights
+    loss: str,  # how the loss reduces a batch: 'mean' or 'sum'
+) -> Tensor:  # (D, D) in 32 bits at least; zeros if it would not be finite
     "Sum the outer products of a layer's inputs, per sample if the loss is a mean."
     with torch.autocast(inputs.device.type, enabled=False):
         rows = inputs.reshape(-1, weight.shape[1]).to(torch.promote_types(weight.dtype, torch.float32))
-        gram = rows.T@rows
-    if loss == 'mean' and inputs.ndim > 1: gram /= len(inputs)
+        gram = rows.T @ rows
+    if loss == 'mean' and inputs.ndim > 1:
+        gram /= len(inputs)
     return torch.where(gram.isfinite().all(), gram, 0)
 
 # %% ../../nbs/41_deep.ipynb #ce452c2d
 class DeltaGD(torch.optim.Optimizer):
     "Move linear layers by delta gradient descent, all else by gradient descent (Behrouz et al. 2025, eq. 57, exact for a batch)."
-    def __init__(self,
-        params,                 # parameters or groups of them
-        lr:float=1e-2,          # $\eta$
+
+    def __init__(
+        self,
+        params,  # parameters or groups of them
+        lr: float = 1e-2,  # $\eta$
         *,
-        model:nn.Module,        # its linear layers are listened to, those whose weights are among `params`
-        loss:str='mean',        # how the loss reduces a batch: 'mean' or 'sum'
-        weight_decay:float=0.,  # decoupled: every update takes away lr*weight_decay of the weights first
+        model: nn.Module,  # its linear layers are listened to, those whose weights are among `params`
+        loss: str = 'mean',  # how the loss reduces a batch: 'mean' or 'sum'
+        weight_decay: float = 0.0,  # decoupled: every update takes away lr*weight_decay of the weights first
     ):
         _check('lr', lr, _number(lr, 0, math.inf), 'a finite number, 0 or more')
-        _check('model', model, isinstance(model, nn.Module), 'the torch.nn.Module that the parameters belong to')
+        _check(
+            'model', model, isinstance(model, nn.Module), 'the torch.nn.Module that the parameters belong to'
+        )
         _check('loss', loss, loss in ('mean', 'sum'), "'mean' or 'sum', as the loss reduces a batch")
         _check('weight_decay', weight_decay, _number(weight_decay, 0, math.inf), 'a finite number, 0 or more')
         self.model, self.loss, self.handles = model, loss, []  # `handle.remove()` of each ends the listening
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
+
     def add_param_group(self, param_group):
         super().add_param_group(param_group)
         self.handles += record_inputs(self.model, self.param_groups[-1]['params'], self.record)
-    def record(self, weight:Tensor, inputs:Tensor):
+
+    def record(self, weight: Tensor, inputs: Tensor):
         "Add the inputs of one call to what is held for `weight`."
         held, gram = self.state[weight], input_gram(inputs, weight, self.loss)
         held.update(gram=held['gram'] + gram if held else gram, calls=held.get('calls', 0) + 1)
+
     @torch.no_grad()
     def step(self, closure=None):
         "Move every parameter that has a gradient; what was recorded for it is used up."
         value = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            lr, divisor = group['lr'], REDUCTIONS[group.get('reduction', 'mean')]  # a NestedOptimizer's level says how it reduces
+            lr, divisor = (
+                group['lr'],
+                REDUCTIONS[group.get('reduction', 'mean')],
+            )  # a NestedOptimizer's level says how it reduces
             for p in [p for p in group['params'] if p.grad is not None]:
                 held = self.state.pop(p, None)
-                if group['weight_decay']: p.mul_(1 - lr*group['weight_decay'])
-                p.copy_(delta_step(p, p.grad, held['gram']/divisor(held['calls']), lr) if held else p - lr*p.grad)
+                if group['weight_decay']:
+                    p.mul_(1 - lr * group['weight_decay'])
+                p.copy_(
+                    delta_step(p, p.grad, held['gram'] / divisor(held['calls']), lr)
+                    if held
+                    else p - lr * p.grad
+                )
         return value
+
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         _restore(self, state_dict)
-    def __getstate__(self): return {**super().__getstate__(), 'model': self.model, 'loss': self.loss}
+
+    def __getstate__(self):
+        return {**super().__getstate__(), 'model': self.model, 'loss': self.loss}
+
     def __setstate__(self, state):
         super().__setstate__(state)
-        if 'model' not in state: return  # loading, not copying
-        self.handles = record_inputs(self.model, [p for group in self.param_groups for p in group['params']], self.record)
+        if 'model' not in state:
+            return  # loading, not copying
+        self.handles = record_inputs(
+            self.model, [p for group in self.param_groups for p in group['params']], self.record
+        )
 
 # %% ../../nbs/41_deep.ipynb #570dd4c2
 @torch.no_grad()
 def orthogonalise(
-    matrix:Tensor,  # (M, N)
-    steps:int=5,    # of the Newton-Schulz iteration
-)->Tensor:          # (M, N) about the nearest matrix with orthonormal rows, or columns if M > N; zeros stay zeros
+    matrix: Tensor,  # (M, N)
+    steps: int = 5,  # of the Newton-Schulz iteration
+) -> Tensor:  # (M, N) about the nearest matrix with orthonormal rows, or columns if M > N; zeros stay zeros
     "Send all singular values of a matrix close to 1 (Jordan et al. 2024; Behrouz et al. 2025, eq. 42-44)."
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x/x.norm().clamp(min=1e-20)
+    x = x / x.norm().clamp(min=1e-20)
     for _ in range(steps):
-        gram = x@x.T
-        x = 3.4445*x + (2.0315*gram@gram - 4.775*gram)@x
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 # %% ../../nbs/41_deep.ipynb #6748dea7
 def _blend(
-    memory:Tensor,  # (*) what is remembered; changed in place
-    new:Tensor,     # (*) what comes in
-    beta:float,     # in (0, 1)
-    form:str,       # 'literal': a sum with weight beta; 'average': a running average that keeps beta
-)->None:
+    memory: Tensor,  # (*) what is remembered; changed in place
+    new: Tensor,  # (*) what comes in
+    beta: float,  # in (0, 1)
+    form: str,  # 'literal': a sum with weight beta; 'average': a running average that keeps beta
+) -> None:
     "Add to a memory of gradients (Behrouz et al. 2025, Algorithm 1), or average it in."
-    if form == 'literal': memory.add_(new, alpha=beta)
-    else: memory.lerp_(new, 1-beta)
+    if form == 'literal':
+        memory.add_(new, alpha=beta)
+    else:
+        memory.lerp_(new, 1 - beta)
+
 
 def m3_direction(
-    grad:Tensor,   # (M, ...) gradient of a weight with two dimensions or more, seen as a matrix (M, N)
-    state:dict,    # the weight's memories; empty at first, changed in place
-    options:dict,  # betas, alpha, chunk, ns_steps, form, eps
-)->Tensor:         # (M, ...) to be taken times the learning rate and subtracted
+    grad: Tensor,  # (M, ...) gradient of a weight with two dimensions or more, seen as a matrix (M, N)
+    state: dict,  # the weight's memories; empty at first, changed in place
+    options: dict,  # betas, alpha, chunk, ns_steps, form, eps
+) -> Tensor:  # (M, ...) to be taken times the learning rate and subtracted
     "Remember a gradient and combine the fast and the slow momentum (Behrouz et al. 2025, Algorithm 1)."
     form, chunk, (fast, square, slow) = options['form'], options['chunk'], options['betas']
     g = grad.to(torch.promote_types(grad.dtype, torch.float32)).flatten(1)
-    if not state: state.update(step=0, **{name: torch.zeros_like(g) for name in ('fast', 'slow', 'square', 'chunk_sum', 'slow_direction')})
+    if not state:
+        state.update(
+            step=0,
+            **{
+                name: torch.zeros_like(g)
+                for name in ('fast', 'slow', 'square', 'chunk_sum', 'slow_direction')
+            },
+        )
     state['step'] += 1
     state['chunk_sum'].add_(g)
     _blend(state['fast'], g, fast, form)
-    _blend(state['square'], g*g, square, form)
-    correction = 1 - square**state['step'] if form == 'average' else 1
-    direction = orthogonalise(state['fast'], options['ns_steps']) + options['alpha']*state['slow_direction']
-    direction /= (state['square']/correction + options['eps']).sqrt()
+    _blend(state['square'], g * g, square, form)
+    correction = 1 - square ** state['step'] if form == 'average' else 1
+    direction = orthogonalise(state['fast'], options['ns_steps']) + options['alpha'] * state['slow_direction']
+    direction /= (state['square'] / correction + options['eps']).sqrt()
     if state['step'] % chunk == 0:  # for the next chunk
-        _blend(state['slow'], state['chunk_sum']/(1 if form == 'literal' else chunk), slow, form)
+        _blend(state['slow'], state['chunk_sum'] / (1 if form == 'literal' else chunk), slow, form)
         state['slow_direction'] = orthogonalise(state['slow'], options['ns_steps'])
         state['chunk_sum'].zero_()
     return direction.view(grad.shape)
 
 # %% ../../nbs/41_deep.ipynb #5cd368af
 def adam_direction(
-    grad:Tensor,   # (*) gradient of a vector or scalar
-    state:dict,    # its moments; empty at first, changed in place
-    options:dict,  # betas
-)->Tensor:         # (*) to be taken times the learning rate and subtracted
+    grad: Tensor,  # (*) gradient of a vector or scalar
+    state: dict,  # its moments; empty at first, changed in place
+    options: dict,  # betas
+) -> Tensor:  # (*) to be taken times the learning rate and subtracted
     "Remember a gradient and its square, corrected for the start (Kingma and Ba 2015)."
     g = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    if not state: state.update(step=0, fast=torch.zeros_like(g), square=torch.zeros_like(g))
+    if not state:
+        state.update(step=0, fast=torch.zeros_like(g), square=torch.zeros_like(g))
     state['step'] += 1
-    for name, value, beta in zip(('fast', 'square'), (g, g*g), options['betas']): _blend(state[name], value, beta, 'average')
-    fast, square = (state[name]/(1 - beta**state['step']) for name, beta in zip(('fast', 'square'), options['betas']))
-    return fast/(square.sqrt() + 1e-8)
+    for name, value, beta in zip(('fast', 'square'), (g, g * g), options['betas']):
+        _blend(state[name], value, beta, 'average')
+    fast, square = (
+        state[name] / (1 - beta ** state['step']) for name, beta in zip(('fast', 'square'), options['betas'])
+    )
+    return fast / (square.sqrt() + 1e-8)
 
 # %% ../../nbs/41_deep.ipynb #fad60e31
 class M3(torch.optim.Optimizer):
     "Multi-scale momentum Muon: a fast and a slow momentum, orthogonalised (Behrouz et al. 2025, Algorithm 1)."
-    def __init__(self,
-        params,                     # parameters or groups of them
-        lr:float=1e-3,              # $\eta$; for matrices it goes with the size of the gradients, for vectors it is Adam's
-        betas=(0.9, 0.999, 0.9),    # of the fast momentum, the squares and the slow momentum
-        alpha:float=0.5,            # share of the slow momentum
-        chunk:int=10,               # [updates] $f$, from one refreshing of the slow momentum to the next
-        ns_steps:int=5,             # of the Newton-Schulz iteration
-        form:str='literal',         # 'literal': sums, as printed; 'average': running averages
-        eps:float=1e-4,             # [gradient squared] added to the squares, under the root
-        weight_decay:float=0.,      # decoupled: every update takes away lr*weight_decay of the weights first
+
+    def __init__(
+        self,
+        params,  # parameters or groups of them
+        lr: float = 1e-3,  # $\eta$; for matrices it goes with the size of the gradients, for vectors it is Adam's
+        betas=(0.9, 0.999, 0.9),  # of the fast momentum, the squares and the slow momentum
+        alpha: float = 0.5,  # share of the slow momentum
+        chunk: int = 10,  # [updates] $f$, from one refreshing of the slow momentum to the next
+        ns_steps: int = 5,  # of the Newton-Schulz iteration
+        form: str = 'literal',  # 'literal': sums, as printed; 'average': running averages
+        eps: float = 1e-4,  # [gradient squared] added to the squares, under the root
+        weight_decay: float = 0.0,  # decoupled: every update takes away lr*weight_decay of the weights first
     ):
         _check('lr', lr, _number(lr, 0, math.inf), 'a finite number, 0 or more')
         betas = tuple(betas) if isinstance(betas, (tuple, list)) else betas
-        _check('betas', betas, isinstance(betas, tuple) and len(betas) == 3 and all(_number(b, 0, 1) and b > 0 for b in betas),
-               'three numbers above 0 and below 1: fast, squares, slow')
+        _check(
+            'betas',
+            betas,
+            isinstance(betas, tuple) and len(betas) == 3 and all(_number(b, 0, 1) and b > 0 for b in betas),
+            'three numbers above 0 and below 1: fast, squares, slow',
+        )
         _check('alpha', alpha, _number(alpha, 0, math.inf), 'a finite number, 0 or more')
         for name, value in (('chunk', chunk), ('ns_steps', ns_steps)):
-            _check(name, value, isinstance(value, Integral) and _number(value, 1, math.inf), 'a whole number, 1 or more')
+            _check(
+                name,
+                value,
+                isinstance(value, Integral) and _number(value, 1, math.inf),
+                'a whole number, 1 or more',
+            )
         _check('form', form, form in ('literal', 'average'), "'literal' or 'average'")
         _check('eps', eps, _number(eps, 0, math.inf) and eps > 0, 'a finite number above 0')
         _check('weight_decay', weight_decay, _number(weight_decay, 0, math.inf), 'a finite number, 0 or more')
-        super().__init__(params, dict(lr=lr, betas=betas, alpha=alpha, chunk=chunk, ns_steps=ns_steps, form=form, eps=eps,
-                                      weight_decay=weight_decay))
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                alpha=alpha,
+                chunk=chunk,
+                ns_steps=ns_steps,
+                form=form,
+                eps=eps,
+                weight_decay=weight_decay,
+            ),
+        )
+
     @torch.no_grad()
     def step(self, closure=None):
         "Move every parameter that has a gradient."
@@ -222,9 +294,11 @@ class M3(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in [p for p in group['params'] if p.grad is not None]:
                 direction = (m3_direction if p.ndim > 1 else adam_direction)(p.grad, self.state[p], group)
-                if group['weight_decay']: p.mul_(1 - group['lr']*group['weight_decay'])
-                p.sub_(group['lr']*direction)
+                if group['weight_decay']:
+                    p.mul_(1 - group['lr'] * group['weight_decay'])
+                p.sub_(group['lr'] * direction)
         return value
+
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         _restore(self, state_dict)

@@ -8,7 +8,8 @@ __all__ = ['REDUCTIONS', 'CLIP_BY', 'LEVEL_KEYS', 'level_step', 'gather', 'clip_
            'move_levels', 'NestedOptimizer']
 
 # %% ../../nbs/40_nested.ipynb #d512e11b
-import inspect, math
+import inspect
+import math
 from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Integral, Real
@@ -21,68 +22,83 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 # %% ../../nbs/40_nested.ipynb #62a0b94d
 @torch.no_grad()
 def level_step(
-    param:Tensor,   # (*) weights of one level; changed in place on the steps it moves
-    buf:Tensor,     # (*) like `param`: gradients summed since its last move; zeroed by a move
-    grad:Tensor,    # (*) like `param`: gradient at this step
-    step:int,       # [steps] optimizer steps taken, this one included; counts from 1
-    period:int,     # [steps] $C^{(l)}$: 1 moves every step, 100 every hundredth
-    lr:float=1e-3,  # $\eta^{(l)}$ per *summed* gradient; `lr/period` gives the mean
-)->bool:            # did `param` move?
+    param: Tensor,  # (*) weights of one level; changed in place on the steps it moves
+    buf: Tensor,  # (*) like `param`: gradients summed since its last move; zeroed by a move
+    grad: Tensor,  # (*) like `param`: gradient at this step
+    step: int,  # [steps] optimizer steps taken, this one included; counts from 1
+    period: int,  # [steps] $C^{(l)}$: 1 moves every step, 100 every hundredth
+    lr: float = 1e-3,  # $\eta^{(l)}$ per *summed* gradient; `lr/period` gives the mean
+) -> bool:  # did `param` move?
     "Gather `grad`; every `period` steps move `param` by the sum (Behrouz et al. 2025, eq. 71)."
-    if step < 1: raise ValueError(f'step = {step}: steps count from 1')
-    if period < 1: raise ValueError(f'period = {period}: must be 1 step or more')
+    if step < 1:
+        raise ValueError(f'step = {step}: steps count from 1')
+    if period < 1:
+        raise ValueError(f'period = {period}: must be 1 step or more')
     if not param.shape == buf.shape == grad.shape:
-        raise ValueError(f'shapes differ: param {tuple(param.shape)}, buf {tuple(buf.shape)}, grad {tuple(grad.shape)}; they must agree')
+        raise ValueError(
+            f'shapes differ: param {tuple(param.shape)}, buf {tuple(buf.shape)}, grad {tuple(grad.shape)}; they must agree'
+        )
     buf.add_(grad)
-    if step % period: return False
+    if step % period:
+        return False
     param.sub_(buf, alpha=lr)
     buf.zero_()
     return True
 
 # %% ../../nbs/40_nested.ipynb #f9aa7d09
 REDUCTIONS = {  # what the sum of `held` gradients is divided by
-    'sum': lambda held: 1,           # the paper: a level that waits C steps takes a step C times as long
-    'mean': lambda held: held,       # the gradient of one large batch
+    'sum': lambda held: 1,  # the paper: a level that waits C steps takes a step C times as long
+    'mean': lambda held: held,  # the gradient of one large batch
     'sqrt': lambda held: held**0.5,  # keeps the length that pure noise has
 }
 
 # %% ../../nbs/40_nested.ipynb #3a1f1881
 def gather(
-    group:dict,  # one level; `gathered` counts up if it waits
-    state:dict,  # parameter -> {'grad_sum': (*) sum since the last move}; changed in place
-)->bool:         # does the level move on this step?
+    group: dict,  # one level; `gathered` counts up if it waits
+    state: dict,  # parameter -> {'grad_sum': (*) sum since the last move}; changed in place
+) -> bool:  # does the level move on this step?
     "Add this step's gradients to what a waiting level holds."
-    if group['period'] == 1 and not group['gathered']: return True  # nothing held, nothing to wait for: `.grad` moves it as it is
+    if group['period'] == 1 and not group['gathered']:
+        return True  # nothing held, nothing to wait for: `.grad` moves it as it is
     group['gathered'] += 1
     fresh = [p for p in group['params'] if p.grad is not None]
     for p in fresh:
-        if p not in state: state[p] = {'grad_sum': torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))}
-    if fresh: torch._foreach_add_([state[p]['grad_sum'] for p in fresh], [p.grad for p in fresh])
+        if p not in state:
+            state[p] = {'grad_sum': torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))}
+    if fresh:
+        torch._foreach_add_([state[p]['grad_sum'] for p in fresh], [p.grad for p in fresh])
     return group['gathered'] >= group['period']
 
+
 def clip_gradients(
-    params:list,      # parameters whose gradients count together
-    clip:float|None,  # largest norm; None = as they are
-)->None:
+    params: list,  # parameters whose gradients count together
+    clip: float | None,  # largest norm; None = as they are
+) -> None:
     "Give parameters shorter copies of their gradients."
-    if clip is None: return
-    for p in params: p.grad = None if p.grad is None else p.grad.clone()
+    if clip is None:
+        return
+    for p in params:
+        p.grad = None if p.grad is None else p.grad.clone()
     clip_grad_norm_(params, clip)
 
+
 def move(
-    group:dict,                   # one level; its `gathered` goes back to 0
-    state:dict,                   # its buffers are taken out
-    inner:torch.optim.Optimizer,  # the level's own optimizer
-    clip:float|None=None,         # largest norm of the reduced gradient
-)->bool:                          # was there any gradient to move by?
+    group: dict,  # one level; its `gathered` goes back to 0
+    state: dict,  # its buffers are taken out
+    inner: torch.optim.Optimizer,  # the level's own optimizer
+    clip: float | None = None,  # largest norm of the reduced gradient
+) -> bool:  # was there any gradient to move by?
     "Move a level by the gradients it holds (by `.grad` if it never waits)."
     if group['gathered']:
         sums = [state.pop(p)['grad_sum'] if p in state else None for p in group['params']]
         held = [s for s in sums if s is not None]
-        if held: torch._foreach_div_(held, REDUCTIONS[group['reduction']](group['gathered']))
-        for p, s in zip(group['params'], sums): p.grad = None if s is None else s.to(p.dtype)
+        if held:
+            torch._foreach_div_(held, REDUCTIONS[group['reduction']](group['gathered']))
+        for p, s in zip(group['params'], sums):
+            p.grad = None if s is None else s.to(p.dtype)
         group['gathered'] = 0
-    if all(p.grad is None for p in group['params']): return False
+    if all(p.grad is None for p in group['params']):
+        return False
     clip_gradients(group['params'], clip)
     inner.step()
     return True
@@ -90,65 +106,92 @@ def move(
 # %% ../../nbs/40_nested.ipynb #7b5d09e3
 @contextmanager
 def borrowed_gradients(
-    groups:list,  # parameter groups
+    groups: list,  # parameter groups
 ):
     "Let a block write to `.grad`; give every parameter its own gradient back afterwards."
     params = [p for group in groups for p in group['params']]
     own = [p.grad for p in params]
-    try: yield
+    try:
+        yield
     finally:
-        for p, grad in zip(params, own): p.grad = grad
+        for p, grad in zip(params, own):
+            p.grad = grad
+
 
 def clip_step(
-    groups:list,      # parameter groups; each with its own `clip` for 'level'
-    clip:float|None,  # largest norm of all gradients together, for 'global'
-    clip_by:str,      # 'update' does nothing here: `move` clips then
-)->None:
+    groups: list,  # parameter groups; each with its own `clip` for 'level'
+    clip: float | None,  # largest norm of all gradients together, for 'global'
+    clip_by: str,  # 'update' does nothing here: `move` clips then
+) -> None:
     "Clip the gradients of one step, before they are gathered."
-    if clip_by == 'global': clip_gradients([p for group in groups for p in group['params']], clip)
+    if clip_by == 'global':
+        clip_gradients([p for group in groups for p in group['params']], clip)
     if clip_by == 'level':
-        for group in groups: clip_gradients(group['params'], group['clip'])
+        for group in groups:
+            clip_gradients(group['params'], group['clip'])
 
 # %% ../../nbs/40_nested.ipynb #6baef3ef
 CLIP_BY = ('global', 'level', 'update')  # whose norm is limited
-LEVEL_KEYS = ('params', 'period', 'frequency', 'name', 'reduction', 'clip', 'inner')  # of a group, beside its inner optimizer's options
+LEVEL_KEYS = (
+    'params',
+    'period',
+    'frequency',
+    'name',
+    'reduction',
+    'clip',
+    'inner',
+)  # of a group, beside its inner optimizer's options
+
 
 def check_options(
-    options:dict,   # of one level, or of all
-    allowed:tuple,  # names they may have
-)->None:
+    options: dict,  # of one level, or of all
+    allowed: tuple,  # names they may have
+) -> None:
     "Refuse unknown names and impossible values, in words that help."
     for key in options:
-        if key not in allowed: raise ValueError(f"{key} = {options[key]!r}: unknown option; allowed are {', '.join(allowed)}")
-    defaults = dict(lr=0., period=1, reduction='mean', clip=None, clip_by='global')
-    lr, period, reduction, clip, clip_by = {**defaults, **{key: options[key] for key in defaults if key in options}}.values()
+        if key not in allowed:
+            raise ValueError(f'{key} = {options[key]!r}: unknown option; allowed are {", ".join(allowed)}')
+    defaults = dict(lr=0.0, period=1, reduction='mean', clip=None, clip_by='global')
+    lr, period, reduction, clip, clip_by = {
+        **defaults,
+        **{key: options[key] for key in defaults if key in options},
+    }.values()
     if isinstance(lr, bool) or not isinstance(lr, (Real, Tensor)) or not 0 <= lr < math.inf:
         raise ValueError(f'lr = {lr!r}: must be a finite number, 0 or more')
     if isinstance(period, bool) or not isinstance(period, Integral) or period < 1:
         raise ValueError(f'period = {period!r}: must be a whole number of steps, 1 or more')
-    if reduction not in REDUCTIONS: raise ValueError(f"reduction = {reduction!r}: must be one of {', '.join(REDUCTIONS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction = {reduction!r}: must be one of {", ".join(REDUCTIONS)}')
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, Real) or not 0 < clip < math.inf):
         raise ValueError(f'clip = {clip!r}: must be a finite norm above 0, or None for no clipping')
-    if clip_by not in CLIP_BY: raise ValueError(f"clip_by = {clip_by!r}: must be one of {', '.join(CLIP_BY)}")
+    if clip_by not in CLIP_BY:
+        raise ValueError(f'clip_by = {clip_by!r}: must be one of {", ".join(CLIP_BY)}')
+
 
 def option_names(
-    inner,   # class of an optimizer
-)->tuple:    # of the options that its constructor takes
+    inner,  # class of an optimizer
+) -> tuple:  # of the options that its constructor takes
     "Name the options of an optimizer class."
-    if not (isinstance(inner, type) and issubclass(inner, torch.optim.Optimizer)) or issubclass(inner, torch.optim.LBFGS):
-        raise ValueError(f'inner = {inner!r}: must be an optimizer class that needs no closure, such as torch.optim.SGD')
+    if not (isinstance(inner, type) and issubclass(inner, torch.optim.Optimizer)) or issubclass(
+        inner, torch.optim.LBFGS
+    ):
+        raise ValueError(
+            f'inner = {inner!r}: must be an optimizer class that needs no closure, such as torch.optim.SGD'
+        )
     names = tuple(inspect.signature(inner).parameters)[1:]
     if taken := [name for name in names if name in (*LEVEL_KEYS, 'gathered')]:
-        raise ValueError(f'inner = {inner!r}: its option {taken[0]} is also a key of levels; give the option another name')
+        raise ValueError(
+            f'inner = {inner!r}: its option {taken[0]} is also a key of levels; give the option another name'
+        )
     return names
 
 # %% ../../nbs/40_nested.ipynb #96cbaa16
 def check_level(
-    group:dict,     # `params`, and what the user says about them
-    levels:list,    # groups that are there already
-    inner,          # class of the inner optimizer, unless the group names one
-    clip_by:str='global',  # whose norm is limited
-)->dict:            # a copy with a list of `params`, with `name`, `inner`, and with `period` for `frequency`
+    group: dict,  # `params`, and what the user says about them
+    levels: list,  # groups that are there already
+    inner,  # class of the inner optimizer, unless the group names one
+    clip_by: str = 'global',  # whose norm is limited
+) -> dict:  # a copy with a list of `params`, with `name`, `inner`, and with `period` for `frequency`
     "Read the group of one new level."
     group = {'inner': inner, **group}
     check_options(group, (*LEVEL_KEYS, *option_names(group['inner'])))
@@ -156,111 +199,174 @@ def check_level(
         frequency = group.pop('frequency')
         check_options({'period': frequency}, ('period',))
         if group.setdefault('period', frequency) != frequency:
-            raise ValueError(f"period = {group['period']} and frequency = {frequency}: two names of one number of steps; give one of them")
+            raise ValueError(
+                f'period = {group["period"]} and frequency = {frequency}: two names of one number of steps; give one of them'
+            )
     group['period'] = int(group.get('period', 1))
-    name = group.setdefault('name', f'level {len(levels)+1}')
-    if not isinstance(name, str): raise ValueError(f'name = {name!r}: must be a string')
-    if name in [level['name'] for level in levels]: raise ValueError(f'name = {name!r}: there is a level of that name; choose another')
+    name = group.setdefault('name', f'level {len(levels) + 1}')
+    if not isinstance(name, str):
+        raise ValueError(f'name = {name!r}: must be a string')
+    if name in [level['name'] for level in levels]:
+        raise ValueError(f'name = {name!r}: there is a level of that name; choose another')
     if 'clip' in group and clip_by == 'global':
-        raise ValueError(f"clip = {group['clip']!r} in level {name!r}: all levels are clipped together; set clip_by to 'level' or 'update'")
+        raise ValueError(
+            f"clip = {group['clip']!r} in level {name!r}: all levels are clipped together; set clip_by to 'level' or 'update'"
+        )
     params = group.get('params', ())
-    if not isinstance(params, set): group['params'] = params = [params] if isinstance(params, Tensor) else list(params)
-    if not params: raise ValueError(f'level {name!r} has no parameters: leave it out, or make a list of a generator that was used before')
+    if not isinstance(params, set):
+        group['params'] = params = [params] if isinstance(params, Tensor) else list(params)
+    if not params:
+        raise ValueError(
+            f'level {name!r} has no parameters: leave it out, or make a list of a generator that was used before'
+        )
     owner = {id(p): level['name'] for level in levels for p in level['params']}
     for p in params:
         p = p[1] if isinstance(p, tuple) else p
         if id(p) in owner:
-            raise ValueError(f'a parameter of shape {tuple(p.shape)} is in level {owner[id(p)]!r} and again in {name!r}: give it one')
+            raise ValueError(
+                f'a parameter of shape {tuple(p.shape)} is in level {owner[id(p)]!r} and again in {name!r}: give it one'
+            )
         owner[id(p)] = name
     return group
 
 # %% ../../nbs/40_nested.ipynb #811124b1
 def own_optimizer(
-    group:dict,     # of `check_level`; completed by the options of its optimizer, and shared with it from now on
-    inner,          # class for levels that name none
-    options:dict,   # for all levels of that class; the `lr` is for every level
-)->torch.optim.Optimizer:  # for this level alone
+    group: dict,  # of `check_level`; completed by the options of its optimizer, and shared with it from now on
+    inner,  # class for levels that name none
+    options: dict,  # for all levels of that class; the `lr` is for every level
+) -> torch.optim.Optimizer:  # for this level alone
     "Build the inner optimizer of one level."
     named = group['inner']
     own = {name: group[name] for name in option_names(named) if name in group}
-    optimizer = named([{'params': group['params']}], **{**(options if named is inner else {'lr': options['lr']}), **own})
-    for name in own.keys() - optimizer.param_groups[0].keys(): del group[name]  # of the optimizer, not of its group
+    optimizer = named(
+        [{'params': group['params']}], **{**(options if named is inner else {'lr': options['lr']}), **own}
+    )
+    for name in own.keys() - optimizer.param_groups[0].keys():
+        del group[name]  # of the optimizer, not of its group
     group.update(optimizer.param_groups[0], inner=named.__name__)
     optimizer.param_groups = [group]
     return optimizer
 
 # %% ../../nbs/40_nested.ipynb #187e6511
 def check_scheduler(
-    scheduler,                    # what the user's function has made
-    inner:torch.optim.Optimizer,  # what the function was given
-)->LRScheduler:                   # the same scheduler
+    scheduler,  # what the user's function has made
+    inner: torch.optim.Optimizer,  # what the function was given
+) -> LRScheduler:  # the same scheduler
     "Refuse what cannot count a level's moves."
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau) or scheduler.optimizer is not inner:
-        raise ValueError(f'make gave a {type(scheduler).__name__}: must be a torch scheduler without a metric, of the optimizer make gets')
+    if (
+        not isinstance(scheduler, LRScheduler)
+        or isinstance(scheduler, ReduceLROnPlateau)
+        or scheduler.optimizer is not inner
+    ):
+        raise ValueError(
+            f'make gave a {type(scheduler).__name__}: must be a torch scheduler without a metric, of the optimizer make gets'
+        )
     return scheduler
 
+
 def move_levels(
-    levels:list,      # (group, inner optimizer) of those that are due
-    state:dict,       # buffers
-    clip_by:str,      # 'update': each level's own `clip` limits its reduced gradient
-    schedulers:dict,  # name of a level -> scheduler that counts its moves
-)->tuple:             # names of the levels that moved
+    levels: list,  # (group, inner optimizer) of those that are due
+    state: dict,  # buffers
+    clip_by: str,  # 'update': each level's own `clip` limits its reduced gradient
+    schedulers: dict,  # name of a level -> scheduler that counts its moves
+) -> tuple:  # names of the levels that moved
     "Move levels, and tell their schedulers."
-    moved = tuple(g['name'] for g, inner in levels if move(g, state, inner, g['clip'] if clip_by == 'update' else None))
+    moved = tuple(
+        g['name'] for g, inner in levels if move(g, state, inner, g['clip'] if clip_by == 'update' else None)
+    )
     for name in moved:
-        if name in schedulers: schedulers[name].step()
+        if name in schedulers:
+            schedulers[name].step()
     return moved
 
 # %% ../../nbs/40_nested.ipynb #7054a8fd
-_OWN = ('inner', 'schedulers', 'clip', 'clip_by', 'reduction', 'moved', 'inner_class', 'inner_options')  # attributes of `NestedOptimizer`
+_OWN = (
+    'inner',
+    'schedulers',
+    'clip',
+    'clip_by',
+    'reduction',
+    'moved',
+    'inner_class',
+    'inner_options',
+)  # attributes of `NestedOptimizer`
 
-def _own_state(optimizer)->dict:
+
+def _own_state(optimizer) -> dict:
     "Name what `state_dict` has beside torch's own part."
-    return dict(inner=[inner.state_dict() for inner in optimizer.inner], clip=optimizer.clip, clip_by=optimizer.clip_by,
-                schedulers={name: scheduler.state_dict() for name, scheduler in optimizer.schedulers.items()})
+    return dict(
+        inner=[inner.state_dict() for inner in optimizer.inner],
+        clip=optimizer.clip,
+        clip_by=optimizer.clip_by,
+        schedulers={name: scheduler.state_dict() for name, scheduler in optimizer.schedulers.items()},
+    )
 
-def _check_state(saved:dict, optimizer)->dict:
+
+def _check_state(saved: dict, optimizer) -> dict:
     "Refuse a state of other levels; else copy it."
-    if 'inner' not in saved: raise ValueError(f"the state has {', '.join(saved)}, but no 'inner': no NestedOptimizer saved it; load it where it came from")
-    theirs, ours = [[(g['name'], len(g['params']), g['inner']) for g in side] for side in (saved['param_groups'], optimizer.param_groups)]
-    if theirs != ours: raise ValueError(f'the state has levels (name, parameters, inner) {theirs}, the optimizer {ours}: they must agree')
+    if 'inner' not in saved:
+        raise ValueError(
+            f"the state has {', '.join(saved)}, but no 'inner': no NestedOptimizer saved it; load it where it came from"
+        )
+    theirs, ours = [
+        [(g['name'], len(g['params']), g['inner']) for g in side]
+        for side in (saved['param_groups'], optimizer.param_groups)
+    ]
+    if theirs != ours:
+        raise ValueError(
+            f'the state has levels (name, parameters, inner) {theirs}, the optimizer {ours}: they must agree'
+        )
     theirs, ours = sorted(saved['schedulers']), sorted(optimizer.schedulers)
-    if theirs != ours: raise ValueError(f'the state has schedulers of levels {theirs}, the optimizer of {ours}: call schedule() before')
+    if theirs != ours:
+        raise ValueError(
+            f'the state has schedulers of levels {theirs}, the optimizer of {ours}: call schedule() before'
+        )
     return deepcopy(saved)
 
-def _restore(saved:dict, optimizer)->None:
+
+def _restore(saved: dict, optimizer) -> None:
     "Load inner states, schedulers, clipping and buffers; share the loaded groups with the inner optimizers."
     groups, optimizer.clip, optimizer.clip_by = optimizer.param_groups, saved['clip'], saved['clip_by']
     for group, inner, state in zip(groups, optimizer.inner, saved['inner']):
         inner.load_state_dict(state)
         inner.param_groups = [group]
-    for name, scheduler in optimizer.schedulers.items(): scheduler.load_state_dict(saved['schedulers'][name])
+    for name, scheduler in optimizer.schedulers.items():
+        scheduler.load_state_dict(saved['schedulers'][name])
     ids = [i for group in saved['param_groups'] for i in group['params']]
     for i, p in zip(ids, [p for group in groups for p in group['params']]):
-        if i in saved['state']: optimizer.state[p] = {'grad_sum': saved['state'][i]['grad_sum'].to(p.device)}
+        if i in saved['state']:
+            optimizer.state[p] = {'grad_sum': saved['state'][i]['grad_sum'].to(p.device)}
 
 # %% ../../nbs/40_nested.ipynb #41397de5
-def _level(optimizer, name:str):
+def _level(optimizer, name: str):
     "Find the number of a level by its name."
     names = [group['name'] for group in optimizer.param_groups]
-    if name not in names: raise ValueError(f"name = {name!r}: no such level; there are {', '.join(names)}")
+    if name not in names:
+        raise ValueError(f'name = {name!r}: no such level; there are {", ".join(names)}')
     return names.index(name)
 
-def _pending(self)->dict:
+
+def _pending(self) -> dict:
     "Tell how many steps each level has gathered since it last moved."
     return {group['name']: group['gathered'] for group in self.param_groups}
 
-def _set_period(self, name:str, period:int):
+
+def _set_period(self, name: str, period: int):
     "Change a level's period; what it holds is kept, and moves it once that is at least `period` gradients."
     check_options({'period': period}, ('period',))
     self.param_groups[_level(self, name)]['period'] = int(period)
 
-def _schedule(self, name:str, make)->LRScheduler:
+
+def _schedule(self, name: str, make) -> LRScheduler:
     "Let a scheduler of torch, `make(inner optimizer of the level)`, count a level's moves."
     inner = self.inner[_level(self, name)]
-    if name in self.schedulers: raise ValueError(f"level {name!r} has a scheduler: join several by torch's SequentialLR or ChainedScheduler")
+    if name in self.schedulers:
+        raise ValueError(
+            f"level {name!r} has a scheduler: join several by torch's SequentialLR or ChainedScheduler"
+        )
     self.schedulers[name] = check_scheduler(make(inner), inner)
     return self.schedulers[name]
+
 
 @torch.no_grad()
 def _flush(self):
@@ -272,30 +378,46 @@ def _flush(self):
 # %% ../../nbs/40_nested.ipynb #8e62b9c3
 class NestedOptimizer(torch.optim.Optimizer):
     "Move every level on its own period, by one ordinary optimizer for each (Behrouz et al. 2025, eq. 71)."
-    def __init__(self,
-        param_groups,             # dicts: `params`, `period` [steps] (1), `name`, `reduction`, `clip`, `inner`, any option of it
-        lr:float=1e-3,            # $\eta$ of levels that name none, per reduced gradient
+
+    def __init__(
+        self,
+        param_groups,  # dicts: `params`, `period` [steps] (1), `name`, `reduction`, `clip`, `inner`, any option of it
+        lr: float = 1e-3,  # $\eta$ of levels that name none, per reduced gradient
         inner=torch.optim.AdamW,  # class of the ordinary optimizers
-        reduction:str='mean',     # of the gradients held: 'mean', 'sum' (the paper) or 'sqrt'
-        clip:float|None=None,     # largest norm; None = off
+        reduction: str = 'mean',  # of the gradients held: 'mean', 'sum' (the paper) or 'sqrt'
+        clip: float | None = None,  # largest norm; None = off
         *,
-        clip_by:str='global',     # norm of what: 'global' (a step's gradients), 'level' (one level's part), 'update' (what moves a level)
-        **inner_options,          # for all levels on `inner`, such as `weight_decay`
+        clip_by: str = 'global',  # norm of what: 'global' (a step's gradients), 'level' (one level's part), 'update' (what moves a level)
+        **inner_options,  # for all levels on `inner`, such as `weight_decay`
     ):
         options = {'lr': lr, **inner_options}
         common = {'reduction': reduction, 'clip': clip, 'clip_by': clip_by}
         check_options({**common, **options}, (*common, *option_names(inner)))
-        self.inner_class, self.inner_options, self.reduction, self.clip, self.clip_by = inner, options, reduction, clip, clip_by
+        self.inner_class, self.inner_options, self.reduction, self.clip, self.clip_by = (
+            inner,
+            options,
+            reduction,
+            clip,
+            clip_by,
+        )
         self.inner, self.schedulers, self.moved = [], {}, ()
         super().__init__(param_groups, inner([torch.zeros(1, 1)], **options).defaults)
+
     def add_param_group(self, param_group):
         "Add a level, at the start or later; its own steps count from then on."
-        common = {'gathered': 0, 'reduction': self.reduction, **({} if self.clip_by == 'global' else {'clip': self.clip})}
+        common = {
+            'gathered': 0,
+            'reduction': self.reduction,
+            **({} if self.clip_by == 'global' else {'clip': self.clip}),
+        }
         group = {**common, **check_level(param_group, self.param_groups, self.inner_class, self.clip_by)}
         inner = own_optimizer(group, self.inner_class, self.inner_options)
-        super().add_param_group(dict(group))  # into the copy torch fills options of `inner_class`, which another class may not have
+        super().add_param_group(
+            dict(group)
+        )  # into the copy torch fills options of `inner_class`, which another class may not have
         self.param_groups[-1] = group
         self.inner.append(inner)
+
     @torch.no_grad()
     def step(self, closure=None):
         "Count one step for every level and move those that hold the gradients of their period; `moved` names them."
@@ -305,11 +427,17 @@ class NestedOptimizer(torch.optim.Optimizer):
             due = [(g, inner) for g, inner in zip(self.param_groups, self.inner) if gather(g, self.state)]
             self.moved = move_levels(due, self.state, self.clip_by, self.schedulers)
         return loss
+
     pending, set_period, schedule, flush = _pending, _set_period, _schedule, _flush
-    def state_dict(self): return {**super().state_dict(), **_own_state(self)}
+
+    def state_dict(self):
+        return {**super().state_dict(), **_own_state(self)}
+
     def load_state_dict(self, state_dict):
         "Go on from a saved state, in the middle of a chunk or not."
         saved = _check_state(state_dict, self)
         super().load_state_dict(saved)
         _restore(saved, self)
-    def __getstate__(self): return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}  # for deepcopy
+
+    def __getstate__(self):
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}  # for deepcopy

@@ -6,25 +6,32 @@
 __all__ = ['Commands', 'batch', 'run', 'resume', 'retry', 'status', 'gather', 'search_command']
 
 # %% ../../nbs/88_commands.ipynb #fea10636
-import os, shutil, signal, sys
+import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import click
 import pandas as pd
 
-from .grid import collect, log, open_batch, plan_runs, read_grid, tabulate
 from ..config.load import ConfigError
 from ..core import write_atomic
 from .engines import estimate, run_pool, run_ray
+from .grid import collect, log, open_batch, plan_runs, read_grid, tabulate
 from .search import tune_folder
 
 # %% ../../nbs/88_commands.ipynb #c5cbba75
 class Commands(click.Group):
     "Say what is wrong with a configuration as click says what is wrong with an option."
+
     def invoke(self, ctx):
         "Run a command."
-        try: return super().invoke(ctx)
-        except ConfigError as e: raise click.UsageError(str(e)) from None
+        try:
+            return super().invoke(ctx)
+        except ConfigError as e:
+            raise click.UsageError(str(e)) from None
+
 
 @click.group(cls=Commands, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110))
 def batch():
@@ -36,37 +43,74 @@ def batch():
 # %% ../../nbs/88_commands.ipynb #c16a6cef
 def _on_cluster(ctx, option, value):
     "Refuse what only a cluster can do, before anything is written."
-    if value and ctx.params['engine'] != 'ray': raise click.BadParameter('belongs to a cluster; add --engine ray')
+    if value and ctx.params['engine'] != 'ray':
+        raise click.BadParameter('belongs to a cluster; add --engine ray')
     return value
+
 
 def _options(command):
     "Add the options of those commands that run something."
-    for option in reversed([
-        click.option('--workers', type=click.IntRange(1), help='Runs at a time on this machine; one for each core unless given.'),
-        click.option('--engine', type=click.Choice(['pool', 'ray']), default='pool', is_eager=True, show_default=True, help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.'),
-        click.option('--address', callback=_on_cluster, help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only."),
-        click.option('--gpus-per-run', type=click.FloatRange(0), default=0., callback=_on_cluster, show_default=True, help='Share of a GPU that each run takes on the cluster, such as 0.25; 0 does not count GPUs: all runs of a machine share its first one.')]): command = option(command)
+    for option in reversed(
+        [
+            click.option(
+                '--workers',
+                type=click.IntRange(1),
+                help='Runs at a time on this machine; one for each core unless given.',
+            ),
+            click.option(
+                '--engine',
+                type=click.Choice(['pool', 'ray']),
+                default='pool',
+                is_eager=True,
+                show_default=True,
+                help='A pool on this machine, or a Ray cluster (extra: ray); there the package is installed on each machine and FOLDER is seen by all.',
+            ),
+            click.option(
+                '--address',
+                callback=_on_cluster,
+                help="Address of a running Ray cluster, such as 'auto'; without it Ray runs on this machine only.",
+            ),
+            click.option(
+                '--gpus-per-run',
+                type=click.FloatRange(0),
+                default=0.0,
+                callback=_on_cluster,
+                show_default=True,
+                help='Share of a GPU that each run takes on the cluster, such as 0.25; 0 does not count GPUs: all runs of a machine share its first one.',
+            ),
+        ]
+    ):
+        command = option(command)
     return command
 
-def _table(frame:pd.DataFrame)->str:
+
+def _table(frame: pd.DataFrame) -> str:
     "Lay out a table for people."
     shown = frame.dropna(axis=1, how='all').copy()
-    if 'accuracy' in shown: shown['accuracy'] = [f'{a:.1%}' if a == a and a is not None else '' for a in shown.accuracy]
-    if 'error' in shown: shown['error'] = [e.splitlines()[0][:60] if isinstance(e, str) else '' for e in shown.error]
+    if 'accuracy' in shown:
+        shown['accuracy'] = [f'{a:.1%}' if a == a and a is not None else '' for a in shown.accuracy]
+    if 'error' in shown:
+        shown['error'] = [e.splitlines()[0][:60] if isinstance(e, str) else '' for e in shown.error]
     if 'step' in shown:
-        shown['step'] = [f'{s:.0f}/{o:.0f}' if o == o and o is not None else '' for s, o in zip(shown.step, frame.of)]
+        shown['step'] = [
+            f'{s:.0f}/{o:.0f}' if o == o and o is not None else '' for s, o in zip(shown.step, frame.of)
+        ]
         shown = shown.drop(columns='of', errors='ignore').rename(columns=dict(state='status', step='step/of'))
     return shown.astype(object).where(shown.notna(), '').to_string(index=False)
 
 # %% ../../nbs/88_commands.ipynb #6b0e41a2
-def _interrupt(number, frame): raise KeyboardInterrupt
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
 
-def _work(folder, runs:list, workers, engine, address, gpus_per_run):
+
+def _work(folder, runs: list, workers, engine, address, gpus_per_run):
     "Run what is to be run; end with the exit code."
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if engine == 'ray': run_ray(folder, runs, address, gpus_per_run, workers)
-        else: run_pool(folder, runs, workers or os.cpu_count())
+        if engine == 'ray':
+            run_ray(folder, runs, address, gpus_per_run, workers)
+        else:
+            run_pool(folder, runs, workers or os.cpu_count())
     except KeyboardInterrupt:
         click.echo(f'stopped; nl-batch resume {folder} goes on', err=True)
         sys.exit(130)
@@ -75,20 +119,32 @@ def _work(folder, runs:list, workers, engine, address, gpus_per_run):
         sys.exit(1)
     _finish(folder, runs)
 
-def _finish(folder, runs:list):
+
+def _finish(folder, runs: list):
     "Show the table, say what to do next, end."
     states = tabulate(folder, runs)
     click.echo(_table(states))
     counts = states.state.value_counts()
     click.echo(', '.join(f'{n} {state}' for state, n in counts.items()))
-    if counts.get('failed'): click.echo(f'nl-batch retry {folder} tries failed runs again; their notebooks show what happened', err=True)
+    if counts.get('failed'):
+        click.echo(
+            f'nl-batch retry {folder} tries failed runs again; their notebooks show what happened', err=True
+        )
     sys.exit(0 if counts.get('finished') == len(runs) else 1)
 
 # %% ../../nbs/88_commands.ipynb #55830ede
 @batch.command()
 @click.argument('grid', type=click.Path(path_type=Path))
-@click.option('--folder', type=click.Path(path_type=Path), help='Folder of the batch; _runs/<name of the grid> unless given.')
-@click.option('--dry-run', is_flag=True, help='Only list the runs and estimate their cost from a few measured steps; nothing is written.')
+@click.option(
+    '--folder',
+    type=click.Path(path_type=Path),
+    help='Folder of the batch; _runs/<name of the grid> unless given.',
+)
+@click.option(
+    '--dry-run',
+    is_flag=True,
+    help='Only list the runs and estimate their cost from a few measured steps; nothing is written.',
+)
 @_options
 def run(grid, folder, dry_run, **how):
     """Run a grid of configurations.
@@ -109,11 +165,27 @@ def run(grid, folder, dry_run, **how):
     if dry_run:
         runs = plan_runs(asked)
         seconds = estimate(runs)
-        click.echo(_table(pd.DataFrame([dict(id=r.id[:8], name=r.name[:-9], **{k: v for k, v in r.keys.items()}, training_seconds=round(s, 1)) for r, s in zip(runs, seconds)])))
+        click.echo(
+            _table(
+                pd.DataFrame(
+                    [
+                        dict(
+                            id=r.id[:8],
+                            name=r.name[:-9],
+                            **{k: v for k, v in r.keys.items()},
+                            training_seconds=round(s, 1),
+                        )
+                        for r, s in zip(runs, seconds)
+                    ]
+                )
+            )
+        )
         workers = how['workers'] or os.cpu_count()
-        click.echo(f'{len(runs)} runs, {sum(seconds):.0f} s of training, {sum(seconds)/workers:.0f} s with {workers} workers; evaluation and the start of each kernel come on top')
+        click.echo(
+            f'{len(runs)} runs, {sum(seconds):.0f} s of training, {sum(seconds) / workers:.0f} s with {workers} workers; evaluation and the start of each kernel come on top'
+        )
         return
-    folder = folder or Path('_runs')/Path(grid).stem
+    folder = folder or Path('_runs') / Path(grid).stem
     runs = open_batch(folder, asked)
     log(folder, f'run {grid}')
     _work(folder, runs, **how)
@@ -131,9 +203,12 @@ def resume(folder, **how):
     log(folder, 'resume')
     _work(folder, runs, **how)
 
+
 @batch.command()
 @click.argument('folder', type=click.Path(path_type=Path))
-@click.option('--anew', is_flag=True, help='Delete what the failed runs have done, and begin them again from nothing.')
+@click.option(
+    '--anew', is_flag=True, help='Delete what the failed runs have done, and begin them again from nothing.'
+)
 @_options
 def retry(folder, anew, **how):
     """Try the failed runs of FOLDER again.
@@ -143,11 +218,14 @@ def retry(folder, anew, **how):
     runs = open_batch(folder)
     failed = [r for r, state in zip(runs, tabulate(folder, runs).state) if state == 'failed']
     for r in failed:
-        os.replace(folder/f'{r.name}.ipynb', folder/f'{r.name}.failed.ipynb')
-        if anew: shutil.rmtree(folder/r.name, ignore_errors=True)
+        os.replace(folder / f'{r.name}.ipynb', folder / f'{r.name}.failed.ipynb')
+        if anew:
+            shutil.rmtree(folder / r.name, ignore_errors=True)
     log(folder, f'retry: {", ".join(r.name for r in failed) or "nothing has failed"}')
-    if failed: _work(folder, failed, **how)
+    if failed:
+        _work(folder, failed, **how)
     click.echo('nothing has failed')
+
 
 @batch.command()
 @click.argument('folder', type=click.Path(path_type=Path))
@@ -161,23 +239,33 @@ def status(folder):
 # %% ../../nbs/88_commands.ipynb #47491f32
 @batch.command('collect')
 @click.argument('folder', type=click.Path(path_type=Path))
-@click.option('--out', type=click.Path(path_type=Path), help='File to write, .csv or .parquet; FOLDER/results.csv unless given.')
+@click.option(
+    '--out',
+    type=click.Path(path_type=Path),
+    help='File to write, .csv or .parquet; FOLDER/results.csv unless given.',
+)
 def gather(folder, out):
     """Write the results of FOLDER as a table.
 
     One row for each finished run: what sets it apart, metrics in both readings, cost, and the hashes of stream, weights and configuration.
     """
-    out = out or folder/'results.csv'
-    if out.suffix not in ('.csv', '.parquet'): raise ConfigError(f'out = {str(out)!r}: must end in .csv or .parquet')
+    out = out or folder / 'results.csv'
+    if out.suffix not in ('.csv', '.parquet'):
+        raise ConfigError(f'out = {str(out)!r}: must end in .csv or .parquet')
     runs = open_batch(folder)
     rows = collect(folder, runs)
-    with write_atomic(out) as path: rows.to_csv(path, index=False) if out.suffix == '.csv' else rows.to_parquet(path, index=False)
+    with write_atomic(out) as path:
+        rows.to_csv(path, index=False) if out.suffix == '.csv' else rows.to_parquet(path, index=False)
     click.echo(f'{len(rows)} of {len(runs)} runs are in {out}')
 
 # %% ../../nbs/88_commands.ipynb #c4cd5243
 @batch.command('tune')
 @click.argument('search', type=click.Path(path_type=Path))
-@click.option('--folder', type=click.Path(path_type=Path), help='Folder for the trials; _runs/<name of the search> unless given.')
+@click.option(
+    '--folder',
+    type=click.Path(path_type=Path),
+    help='Folder for the trials; _runs/<name of the search> unless given.',
+)
 def search_command(search, folder):
     """Look for hyper-parameters, never on the reported stream.
 
@@ -197,9 +285,10 @@ def search_command(search, folder):
 
     Trials are judged on held-out training images, never on test images. Given again, it goes on where it was left. The best configuration is written to best-<name>.yaml.
     """
-    folder = folder or Path('_runs')/Path(search).stem
-    try: click.echo(_table(tune_folder(search, folder)))
+    folder = folder or Path('_runs') / Path(search).stem
+    try:
+        click.echo(_table(tune_folder(search, folder)))
     except KeyboardInterrupt:
         click.echo('stopped; the same command goes on', err=True)
         sys.exit(130)
-    click.echo(f'the best: {folder/f"best-{Path(search).stem}.yaml"}')
+    click.echo(f'the best: {folder / f"best-{Path(search).stem}.yaml"}')

@@ -6,43 +6,64 @@
 __all__ = ['NOTEBOOK', 'execute', 'Bars', 'stop_kernels', 'run_pool', 'run_ray', 'estimate']
 
 # %% ../../nbs/84_engines.ipynb #36620bad
-import itertools, json, os, signal, socket, tempfile, threading, time, warnings
+import itertools
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import warnings
 from collections import deque
 from pathlib import Path
 
 from tqdm import tqdm
 
 import nested_learning
-from ..train.build import build, load_data
-from .grid import Busy, Planned, hold, is_held, lock_of, log, read_progress, read_state
 from ..config.load import Config, ConfigError
 from ..core import use_threads
+from .grid import Busy, Planned, hold, is_held, lock_of, log, read_progress, read_state
+from ..train.build import build, load_data
 from ..train.learner import StepDone
 
 # %% ../../nbs/84_engines.ipynb #5083ffb4
 NOTEBOOK = Path(nested_learning.__file__).with_name('one_run.ipynb')
 
+
 def execute(
-    folder,         # of the batch
-    run:Planned,
-    wait:float=0.,  # [seconds] to wait for another process that has the run in hand
-)->str:             # its state afterwards
+    folder,  # of the batch
+    run: Planned,
+    wait: float = 0.0,  # [seconds] to wait for another process that has the run in hand
+) -> str:  # its state afterwards
     "Execute the notebook of one run; its record is saved even when it fails."
     import papermill
     from traitlets.config import Config as Settings
+
     folder = Path(folder).absolute()
     sections = run.config.model_dump(mode='json')
-    sections['run']['run_dir'] = str(folder/run.name)
-    with hold(lock_of(folder/run.name, 'claim'), wait):
+    sections['run']['run_dir'] = str(folder / run.name)
+    with hold(lock_of(folder / run.name, 'claim'), wait):
         before = read_state(folder, run, claimed=True)['state']
-        if before in ('finished', 'failed'): return before
+        if before in ('finished', 'failed'):
+            return before
         log(folder, f'{run.name}: begins' if before == 'waiting' else f'{run.name}: goes on')
         try:
             with tempfile.TemporaryDirectory(prefix='nl-', ignore_cleanup_errors=True) as d:
-                papermill.execute_notebook(NOTEBOOK, folder/f'{run.name}.ipynb', sections, kernel_name='python3', progress_bar=False, config=Settings(KernelManager=dict(transport='ipc', ip=f'{d}/kernel')))
-        except papermill.PapermillExecutionError as e: said = f'{e.ename}: {e.evalue}'
-        except RuntimeError as e: said = f'{type(e).__name__}: {e}'  # the kernel died
-        else: said = ''
+                papermill.execute_notebook(
+                    NOTEBOOK,
+                    folder / f'{run.name}.ipynb',
+                    sections,
+                    kernel_name='python3',
+                    progress_bar=False,
+                    config=Settings(KernelManager=dict(transport='ipc', ip=f'{d}/kernel')),
+                )
+        except papermill.PapermillExecutionError as e:
+            said = f'{e.ename}: {e.evalue}'
+        except RuntimeError as e:
+            said = f'{type(e).__name__}: {e}'  # the kernel died
+        else:
+            said = ''
         state = read_state(folder, run, claimed=True)['state']
         log(folder, f'{run.name}: {state} {said}'.rstrip())
         return state
@@ -50,143 +71,220 @@ def execute(
 # %% ../../nbs/84_engines.ipynb #e6b482dc
 class Bars:
     "Show how far a batch is; everything is read from its folder."
-    def __init__(self,
-        folder,       # of the batch
-        runs:list,    # of `Planned`
-        workers:int,  # runs at a time
-        show=None,    # False: no bars; None: on a screen only
+
+    def __init__(
+        self,
+        folder,  # of the batch
+        runs: list,  # of `Planned`
+        workers: int,  # runs at a time
+        show=None,  # False: no bars; None: on a screen only
     ):
         self.folder, self.runs = folder, runs
-        self.ended = {run.name: state for run in runs if (state := read_state(folder, run)['state']) in ('finished', 'failed')}
+        self.ended = {
+            run.name: state
+            for run in runs
+            if (state := read_state(folder, run)['state']) in ('finished', 'failed')
+        }
         hide = None if show is None else not show
-        self.all = tqdm(total=len(runs), initial=len(self.ended), desc='all runs', smoothing=0, disable=hide, bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]')
-        self.own = [tqdm(total=1, position=k+1, leave=False, disable=hide, bar_format='{desc:40.40} {percentage:3.0f}%|{bar}| {n}/{total} steps') for k in range(workers)]
-        self.slots = [None]*workers
+        self.all = tqdm(
+            total=len(runs),
+            initial=len(self.ended),
+            desc='all runs',
+            smoothing=0,
+            disable=hide,
+            bar_format='{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]',
+        )
+        self.own = [
+            tqdm(
+                total=1,
+                position=k + 1,
+                leave=False,
+                disable=hide,
+                bar_format='{desc:40.40} {percentage:3.0f}%|{bar}| {n}/{total} steps',
+            )
+            for k in range(workers)
+        ]
+        self.slots = [None] * workers
 
     def update(self):
         "Look at the folder once more."
-        shares, active = 0., []
+        shares, active = 0.0, []
         for run in self.runs:
-            if run.name in self.ended: continue
-            if is_held(lock_of(Path(self.folder)/run.name)):
+            if run.name in self.ended:
+                continue
+            if is_held(lock_of(Path(self.folder) / run.name)):
                 step, of = read_progress(self.folder, run)
-                shares += step/of if of else 0
+                shares += step / of if of else 0
                 active.append((run.name, step, of or 1))
         self.slots = [name if name in [a[0] for a in active] else None for name in self.slots]
         for name, step, of in active:
-            if name not in self.slots and None in self.slots: self.slots[self.slots.index(None)] = name
-            if name in self.slots: self._set(self.own[self.slots.index(name)], name, step, of)
-        self.all.n = min(len(self.ended)+shares, len(self.runs))
+            if name not in self.slots and None in self.slots:
+                self.slots[self.slots.index(None)] = name
+            if name in self.slots:
+                self._set(self.own[self.slots.index(name)], name, step, of)
+        self.all.n = min(len(self.ended) + shares, len(self.runs))
         self.all.refresh()
 
     def _set(self, bar, name, step, of):
         bar.total, bar.n = of, min(step, of)
         bar.set_description_str(name)
 
-    def end(self, run:Planned, state:str):
+    def end(self, run: Planned, state: str):
         "Note that a run has ended, and say so."
         row = read_state(self.folder, run)
         self.ended[run.name] = state
-        more = f'accuracy {row["accuracy"]:.1%}, {row["seconds"]} s' if state == 'finished' else row['error'] or ''
+        more = (
+            f'accuracy {row["accuracy"]:.1%}, {row["seconds"]} s'
+            if state == 'finished'
+            else row['error'] or ''
+        )
         tqdm.write(f'{run.name}: {state} {more}'.rstrip())
 
     def close(self):
-        for bar in (*self.own, self.all): bar.close()
+        for bar in (*self.own, self.all):
+            bar.close()
 
 # %% ../../nbs/84_engines.ipynb #d87fd3c9
 def stop_kernels(
-    folder,      # of the batch
-    runs:list,   # of `Planned`
-    told:set,    # processes that were told before; added to
+    folder,  # of the batch
+    runs: list,  # of `Planned`
+    told: set,  # processes that were told before; added to
 ):
     "Ask the kernels that train on this machine to stop after their present step."
     for run in runs:
-        lock = lock_of(Path(folder)/run.name)
+        lock = lock_of(Path(folder) / run.name)
         said = lock.read_text(encoding='utf-8').split() if is_held(lock) else []
         if len(said) == 3 and said[0] == socket.gethostname() and said[1] not in told:
             told.add(said[1])
-            try: os.kill(int(said[1]), signal.SIGINT)
-            except ProcessLookupError: pass
+            try:
+                os.kill(int(said[1]), signal.SIGINT)
+            except ProcessLookupError:
+                pass
 
 # %% ../../nbs/84_engines.ipynb #ba5805f0
 def run_pool(
-    folder,       # of the batch
-    runs:list,    # of `Planned`; those finished or failed are left alone
-    workers:int,  # runs at a time
-    show=None,    # show bars? None: on a screen only
+    folder,  # of the batch
+    runs: list,  # of `Planned`; those finished or failed are left alone
+    workers: int,  # runs at a time
+    show=None,  # show bars? None: on a screen only
 ):
     "Work through runs on this machine."
     todo, stop, troubles, ended, mine = deque(runs), threading.Event(), [], deque(), []
     bars = Bars(folder, runs, workers, show)
+
     def work():
         while todo and not stop.is_set():
-            try: run = todo.popleft()
-            except IndexError: return
+            try:
+                run = todo.popleft()
+            except IndexError:
+                return
             mine.append(run)
-            try: ended.append((run, execute(folder, run)))
+            try:
+                ended.append((run, execute(folder, run)))
             except Busy:
                 todo.append(run)
-                stop.wait(.5)
+                stop.wait(0.5)
             except Exception as e:
                 troubles.append(e)
                 stop.set()
-            finally: mine.remove(run)
+            finally:
+                mine.remove(run)
+
     threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads: thread.start()
+    for thread in threads:
+        thread.start()
+
     def watch():
-        while ended: bars.end(*ended.popleft())
+        while ended:
+            bars.end(*ended.popleft())
         bars.update()
-        time.sleep(.3)
+        time.sleep(0.3)
+
     try:
-        while any(t.is_alive() for t in threads): watch()
+        while any(t.is_alive() for t in threads):
+            watch()
     except KeyboardInterrupt:
         stop.set()
-        tqdm.write('stopping: each run writes a checkpoint after its present step; once more Ctrl-C ends everything at once')
+        tqdm.write(
+            'stopping: each run writes a checkpoint after its present step; once more Ctrl-C ends everything at once'
+        )
         told = set()
         while any(t.is_alive() for t in threads):
             stop_kernels(folder, list(mine), told)
             watch()
         raise
     finally:
-        while ended: bars.end(*ended.popleft())
+        while ended:
+            bars.end(*ended.popleft())
         bars.close()
-    if troubles: raise troubles[0]
+    if troubles:
+        raise troubles[0]
 
 # %% ../../nbs/84_engines.ipynb #542257da
-def _check_address(address:str):
+def _check_address(address: str):
     "Refuse an address where nobody answers; Ray itself would try for minutes."
     host, _, port = address.rpartition(':')
-    if not host or '/' in host or not port.isdigit(): raise ConfigError(f"address = {address!r}: must be 'auto', or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
-    try: socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as e: raise ConfigError(f'address = {address!r}: nobody answers there ({e}); start a cluster by ray start --head, or leave the address out') from None
+    if not host or '/' in host or not port.isdigit():
+        raise ConfigError(
+            f"address = {address!r}: must be 'auto', or HOST:PORT of the cluster's head, such as 10.0.0.1:6379"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as e:
+        raise ConfigError(
+            f'address = {address!r}: nobody answers there ({e}); start a cluster by ray start --head, or leave the address out'
+        ) from None
+
 
 def run_ray(
-    folder,              # of the batch, seen by all machines
-    runs:list,           # of `Planned`; those finished or failed are left alone
-    address:str=None,    # of the cluster, such as 'auto'; None: a cluster on this machine
-    gpus_per_run:float=0.,  # share of a GPU for each run
-    workers:int=None,    # cores of a cluster on this machine; None: all
-    show=None,           # show bars? None: on a screen only
+    folder,  # of the batch, seen by all machines
+    runs: list,  # of `Planned`; those finished or failed are left alone
+    address: str = None,  # of the cluster, such as 'auto'; None: a cluster on this machine
+    gpus_per_run: float = 0.0,  # share of a GPU for each run
+    workers: int = None,  # cores of a cluster on this machine; None: all
+    show=None,  # show bars? None: on a screen only
 ):
     "Work through runs on a Ray cluster."
-    try: import ray
-    except ImportError: raise ConfigError('engine = ray: Ray is not installed: pip install "nested-learning-workbook[ray]"') from None
-    if address not in (None, 'auto'): _check_address(address)
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            'engine = ray: Ray is not installed: pip install "nested-learning-workbook[ray]"'
+        ) from None
+    if address not in (None, 'auto'):
+        _check_address(address)
     folder = Path(folder).absolute()
-    try: ray.init(address=address or 'local', num_cpus=None if address else workers, include_dashboard=False if address is None else None, log_to_driver=False, logging_level='warning', ignore_reinit_error=True)
-    except ConnectionError as e: raise ConfigError(f'address = {address!r}: no Ray cluster answers there ({str(e).splitlines()[0]}); start one by ray start --head, or leave the address out') from None
+    try:
+        ray.init(
+            address=address or 'local',
+            num_cpus=None if address else workers,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level='warning',
+            ignore_reinit_error=True,
+        )
+    except ConnectionError as e:
+        raise ConfigError(
+            f'address = {address!r}: no Ray cluster answers there ({str(e).splitlines()[0]}); start one by ray start --head, or leave the address out'
+        ) from None
     job = ray.remote(execute)
     bars = Bars(folder, runs, workers or int(ray.cluster_resources().get('CPU', 1)), show)
     try:
-        waiting = {job.options(num_cpus=run.config.run.threads, num_gpus=gpus_per_run, max_retries=-1).remote(folder, run, wait=1e9): run for run in runs}
+        waiting = {
+            job.options(num_cpus=run.config.run.threads, num_gpus=gpus_per_run, max_retries=-1).remote(
+                folder, run, wait=1e9
+            ): run
+            for run in runs
+        }
         while waiting:
-            for done in ray.wait(list(waiting), timeout=.5)[0]: bars.end(waiting.pop(done), ray.get(done))
+            for done in ray.wait(list(waiting), timeout=0.5)[0]:
+                bars.end(waiting.pop(done), ray.get(done))
             bars.update()
     except KeyboardInterrupt:
         told = set()
         for _ in range(10):
             stop_kernels(folder, runs, told)
-            time.sleep(.5)
+            time.sleep(0.5)
         raise
     finally:
         bars.close()
@@ -194,25 +292,33 @@ def run_ray(
 
 # %% ../../nbs/84_engines.ipynb #a06a705e
 def estimate(
-    runs:list,     # of `Planned`
-    steps:int=10,  # [steps] to measure; two before them are not counted
-)->list:           # [seconds] of training, for each run
+    runs: list,  # of `Planned`
+    steps: int = 10,  # [steps] to measure; two before them are not counted
+) -> list:  # [seconds] of training, for each run
     "Estimate what runs would take; seeds of one combination count as equal."
     measured, seconds = {}, []
     for run in runs:
         key = json.dumps({k: v for k, v in run.keys.items() if k != 'seed'}, sort_keys=True)
-        if key not in measured: measured[key] = _measure(run.config, steps)
+        if key not in measured:
+            measured[key] = _measure(run.config, steps)
         seconds.append(measured[key])
     return seconds
 
-def _measure(config:Config, steps:int)->float:
+
+def _measure(config: Config, steps: int) -> float:
     "Measure a few steps; give the seconds of all."
     with use_threads(config.run.threads), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # whoever makes the run will hear them
         data, config = load_data(config)
         learner = build(config, data)
         done = (event for event in learner.run() if isinstance(event, StepDone))
-        for _ in itertools.islice(done, 2): pass
+        for _ in itertools.islice(done, 2):
+            pass
         start = time.perf_counter()
         made = sum(1 for _ in itertools.islice(done, steps))
-        return (time.perf_counter()-start)/max(made, 1) * -(-len(learner.stream)//config.data.batch_size)*config.training.updates_per_batch
+        return (
+            (time.perf_counter() - start)
+            / max(made, 1)
+            * -(-len(learner.stream) // config.data.batch_size)
+            * config.training.updates_per_batch
+        )

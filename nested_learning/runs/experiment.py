@@ -7,7 +7,10 @@ __all__ = ['MEMORY_HINT', 'FREE', 'Run', 'load_model', 'predict', 'BestModel', '
            'resume', 'branch', 'fork']
 
 # %% ../../nbs/81_experiment.ipynb #662ad627
-import json, shutil, signal, time
+import json
+import shutil
+import signal
+import time
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,32 +20,50 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..measure import anytime
-from ..measure import metrics
-from ..train.build import build, load_data, make_network
-from ..train.checkpoints import catch_signals, find_checkpoint, list_checkpoints, save_checkpoint
 from ..config.load import Config, ConfigError, load_config
-from ..optim.averages import NearestClassMean
+from ..config.schema import KNOBS, RATIOS
 from ..core import hash_tensors, pick_device, use_threads, write_atomic
+from ..data.transforms import View
+from ..measure import anytime, metrics
+from ..optim.averages import NearestClassMean
+from nested_learning.runs.folder import (
+    KINDS,
+    Recorder,
+    describe_environment,
+    list_parts,
+    make_run_dir,
+    read_answer,
+    read_rows,
+    update_run_json,
+)
+from ..stream.stream import Stream, replan
+from ..train.build import build, load_data, make_network
+from nested_learning.train.checkpoints import (
+    catch_signals,
+    find_checkpoint,
+    list_checkpoints,
+    save_checkpoint,
+)
 from ..train.cost import measure_cost
 from ..train.learner import Evaluated, Learner, StepDone, TaskEnded, load_learner_state
-from .folder import KINDS, Recorder, describe_environment, list_parts, make_run_dir, read_answer, read_rows, update_run_json
-from ..config.schema import KNOBS, RATIOS
-from ..stream.stream import Stream, replan
-from ..data.transforms import View
 
 # %% ../../nbs/81_experiment.ipynb #2241a03f
 class Run:
     "Read a run from its folder."
-    def __init__(self,
+
+    def __init__(
+        self,
         run_dir,  # folder that `run` wrote
     ):
         self.dir = Path(run_dir)
-        if not (self.dir/'run.json').is_file(): raise ValueError(f'run_dir = {str(run_dir)!r}: holds no run.json; give the folder of a run')
+        if not (self.dir / 'run.json').is_file():
+            raise ValueError(f'run_dir = {str(run_dir)!r}: holds no run.json; give the folder of a run')
 
-    info = cached_property(lambda self: json.loads((self.dir/'run.json').read_text(encoding='utf-8')))  # all of `run.json`
-    config = cached_property(lambda self: load_config(self.dir/'config.yaml'))
-    stream = cached_property(lambda self: Stream.from_parquet(self.dir/'stream.parquet'))
+    info = cached_property(
+        lambda self: json.loads((self.dir / 'run.json').read_text(encoding='utf-8'))
+    )  # all of `run.json`
+    config = cached_property(lambda self: load_config(self.dir / 'config.yaml'))
+    stream = cached_property(lambda self: Stream.from_parquet(self.dir / 'stream.parquet'))
     steps = cached_property(lambda self: read_rows(self.dir, 'steps'))
     evaluations = cached_property(lambda self: read_rows(self.dir, 'evaluations'))
     ood = cached_property(lambda self: read_rows(self.dir, 'ood'))
@@ -52,264 +73,410 @@ class Run:
     weights_hash = property(lambda self: self.info['weights_hash'])
     readout = property(lambda self: self.evaluations.readout.iloc[-1])  # the name of the answer
     R = property(lambda self: metrics.accuracy_matrix(self.evaluations, 'class_il', self.readout))  # (T, T)
-    R_task = property(lambda self: metrics.accuracy_matrix(self.evaluations, 'task_il', self.readout))  # (T, T)
+    R_task = property(
+        lambda self: metrics.accuracy_matrix(self.evaluations, 'task_il', self.readout)
+    )  # (T, T)
 
-    def summary(self)->pd.DataFrame:  # one row per metric, columns class_il and task_il
+    def summary(self) -> pd.DataFrame:  # one row per metric, columns class_il and task_il
         "Give the metrics that the configuration asks for; learning accuracy always stands beside forgetting."
-        asked = [m for name in self.config.evaluation.metrics for m in ([name, 'learning_accuracy'] if name == 'forgetting' else [name])]
-        functions = {name: getattr(metrics, 'average_accuracy' if name == 'accuracy' else name) for name in dict.fromkeys(asked)}
-        return pd.DataFrame({column: {name: f(R) for name, f in functions.items()} for column, R in (('class_il', self.R), ('task_il', self.R_task))})
+        asked = [
+            m
+            for name in self.config.evaluation.metrics
+            for m in ([name, 'learning_accuracy'] if name == 'forgetting' else [name])
+        ]
+        functions = {
+            name: getattr(metrics, 'average_accuracy' if name == 'accuracy' else name)
+            for name in dict.fromkeys(asked)
+        }
+        return pd.DataFrame(
+            {
+                column: {name: f(R) for name, f in functions.items()}
+                for column, R in (('class_il', self.R), ('task_il', self.R_task))
+            }
+        )
 
-    def anytime(self,
-        column:str='class_il',  # or 'task_il'
-        split:str='holdout',    # 'holdout' follows `eval_every`; 'test' has task ends only
-    )->pd.Series:
+    def anytime(
+        self,
+        column: str = 'class_il',  # or 'task_il'
+        split: str = 'holdout',  # 'holdout' follows `eval_every`; 'test' has task ends only
+    ) -> pd.Series:
         "Measure accuracy over the whole stream, not only at its end."
         curves = anytime.accuracy_curves(self.evaluations, column, self.readout, split)
         depth, recovery = anytime.stability_gap(*curves)
         mean = lambda values: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-        return pd.Series(dict(a_auc=anytime.a_auc(*curves[:2]), min_acc=anytime.min_acc(*curves), wc_acc=anytime.wc_acc(*curves), stability_gap=mean(depth), recovery=mean(recovery),
-                              windowed_forgetting=anytime.windowed_forgetting(curves[1]), windowed_plasticity=anytime.windowed_plasticity(curves[1])), name=column)
+        return pd.Series(
+            dict(
+                a_auc=anytime.a_auc(*curves[:2]),
+                min_acc=anytime.min_acc(*curves),
+                wc_acc=anytime.wc_acc(*curves),
+                stability_gap=mean(depth),
+                recovery=mean(recovery),
+                windowed_forgetting=anytime.windowed_forgetting(curves[1]),
+                windowed_plasticity=anytime.windowed_plasticity(curves[1]),
+            ),
+            name=column,
+        )
 
-    def __repr__(self): return f'Run({str(self.dir)!r}, {self.info["status"]})'
+    def __repr__(self):
+        return f'Run({str(self.dir)!r}, {self.info["status"]})'
 
 # %% ../../nbs/81_experiment.ipynb #b5fe81b3
 def load_model(
-    run_dir,        # folder of a run
-    readout=None,   # 'weights', 'average', 'nearest_mean' or 'best'; None: the run's answer
-)->torch.nn.Module: # in evaluation mode, on the CPU; expects normalised images (`View.plain`)
+    run_dir,  # folder of a run
+    readout=None,  # 'weights', 'average', 'nearest_mean' or 'best'; None: the run's answer
+) -> torch.nn.Module:  # in evaluation mode, on the CPU; expects normalised images (`View.plain`)
     "Load a trained network from the folder of its run."
     run_dir = Path(run_dir)
-    path = run_dir/('best.pt' if readout == 'best' else 'model.pt')
-    if not path.is_file(): raise ValueError(f'run_dir = {str(run_dir)!r}: holds no {path.name}; the run is not finished, or did not ask for it')
+    path = run_dir / ('best.pt' if readout == 'best' else 'model.pt')
+    if not path.is_file():
+        raise ValueError(
+            f'run_dir = {str(run_dir)!r}: holds no {path.name}; the run is not finished, or did not ask for it'
+        )
     saved = torch.load(path, map_location='cpu', weights_only=True)
     readout = list(saved)[-1] if readout in (None, 'best') else readout
-    if readout not in saved: raise ValueError(f'readout = {readout!r}: {path.name} holds {", ".join(saved)}')
-    config = load_config(run_dir/'config.yaml')
+    if readout not in saved:
+        raise ValueError(f'readout = {readout!r}: {path.name} holds {", ".join(saved)}')
+    config = load_config(run_dir / 'config.yaml')
     network = make_network(config)
-    if readout != 'nearest_mean': return _fill(network, saved[readout])
+    if readout != 'nearest_mean':
+        return _fill(network, saved[readout])
     means = _fill(NearestClassMean(network, config.model.num_classes), saved[readout])
     _fill(network, saved[list(saved)[-2]])  # the features are those of the read-out before it
     return means
 
-def _fill(module:torch.nn.Module, state:dict)->torch.nn.Module:
+
+def _fill(module: torch.nn.Module, state: dict) -> torch.nn.Module:
     module.load_state_dict(state)
     return module.eval()
 
+
 def predict(
-    model:torch.nn.Module,  # of `load_model`
-    images:torch.Tensor,    # (B, C, H, W) uint8, of the size and channels of the training images
-    batch_size:int=500,     # images per forward pass
-)->torch.Tensor:            # (B, K) probabilities
+    model: torch.nn.Module,  # of `load_model`
+    images: torch.Tensor,  # (B, C, H, W) uint8, of the size and channels of the training images
+    batch_size: int = 500,  # images per forward pass
+) -> torch.Tensor:  # (B, K) probabilities
     "Classify pictures of your own."
-    if images.dtype != torch.uint8 or images.ndim != 4: raise ValueError(f'images are {images.dtype} of shape {tuple(images.shape)}: must be uint8 (B, C, H, W), values 0 to 255')
-    with torch.no_grad(): return torch.cat([model(View.plain(part)).float().softmax(1) for part in images.split(batch_size)])
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(
+            f'images are {images.dtype} of shape {tuple(images.shape)}: must be uint8 (B, C, H, W), values 0 to 255'
+        )
+    with torch.no_grad():
+        return torch.cat([model(View.plain(part)).float().softmax(1) for part in images.split(batch_size)])
 
 # %% ../../nbs/81_experiment.ipynb #5291693c
 class BestModel:
     "Keep the weights with the best accuracy on held-out images of all classes; classes not yet seen count as wrong."
-    def __init__(self,
-        learner:Learner,
-        path,           # file to write
-        best:float=-1., # accuracy of what the file holds already
-    ): self.learner, self.path, self.best = learner, Path(path), best
+
+    def __init__(
+        self,
+        learner: Learner,
+        path,  # file to write
+        best: float = -1.0,  # accuracy of what the file holds already
+    ):
+        self.learner, self.path, self.best = learner, Path(path), best
 
     def __call__(self, event):
         "Look at an evaluation of held-out images."
-        if not isinstance(event, Evaluated) or event.split != 'holdout': return
+        if not isinstance(event, Evaluated) or event.split != 'holdout':
+            return
         name, module = list(self.learner.method.readout().items())[-1]
         rows = [row for row in event.rows if row['readout'] == name]
-        accuracy = sum(row['n']*np.nan_to_num(row['class_il']) for row in rows) / sum(row['n'] for row in rows)
-        if accuracy <= self.best: return
+        accuracy = sum(row['n'] * np.nan_to_num(row['class_il']) for row in rows) / sum(
+            row['n'] for row in rows
+        )
+        if accuracy <= self.best:
+            return
         self.best = float(accuracy)
-        with write_atomic(self.path) as path: torch.save({name: module.state_dict()}, path)
+        with write_atomic(self.path) as path:
+            torch.save({name: module.state_dict()}, path)
 
 # %% ../../nbs/81_experiment.ipynb #eb1b079a
 class Drive:
     "Pull the events of a run; record, checkpoint and time each one."
-    def __init__(self,
-        learner:Learner,
-        config:Config,    # completed by `load_data`
-        folder:Path,      # of the run
-        part:int=0,       # parts already recorded
-        best:float=-1.,   # accuracy of the best model so far
-        seconds=None,     # spent so far
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: Config,  # completed by `load_data`
+        folder: Path,  # of the run
+        part: int = 0,  # parts already recorded
+        best: float = -1.0,  # accuracy of the best model so far
+        seconds=None,  # spent so far
     ):
         self.learner, self.config, self.folder = learner, config, folder
-        self.recorder, self.best = Recorder(folder, part), BestModel(learner, folder/'best.pt', best)
+        self.recorder, self.best = Recorder(folder, part), BestModel(learner, folder / 'best.pt', best)
         self.own = [self.recorder, *([self.best] if config.evaluation.save_best_model else [])]
-        self.seconds, self.task_end = seconds or dict(train=0., evaluate=0., cpu=0.), False
+        self.seconds, self.task_end = seconds or dict(train=0.0, evaluate=0.0, cpu=0.0), False
+
     def events(self):
         "Yield what happens up to the end of the stream; what is yielded is recorded already."
         clock, cpu, every = time.perf_counter(), time.process_time(), self.config.run.checkpoint_every
         for event in self.learner.run():
             now, work = time.perf_counter(), time.process_time()
-            self.seconds['evaluate' if isinstance(event, Evaluated) else 'train'] += now-clock
-            self.seconds['cpu'] += work-cpu
-            for listener in self.own: listener(event)
+            self.seconds['evaluate' if isinstance(event, Evaluated) else 'train'] += now - clock
+            self.seconds['cpu'] += work - cpu
+            for listener in self.own:
+                listener(event)
             self.task_end = self.task_end or isinstance(event, TaskEnded)
             yield event
-            if isinstance(event, StepDone) and (self.task_end or every and event.step % every == 0): self.save()
+            if isinstance(event, StepDone) and (self.task_end or every and event.step % every == 0):
+                self.save()
             clock, cpu = time.perf_counter(), time.process_time()
+
     def save(self):
         "Write the rows so far, then the state."
         self.recorder.flush()
-        save_checkpoint(self.folder, self.learner, self.config.run.keep_checkpoints, self.task_end, part=self.recorder.part, best=self.best.best, seconds=dict(self.seconds))
+        save_checkpoint(
+            self.folder,
+            self.learner,
+            self.config.run.keep_checkpoints,
+            self.task_end,
+            part=self.recorder.part,
+            best=self.best.best,
+            seconds=dict(self.seconds),
+        )
         self.task_end = False
-    def turn(self,
-        name:str,  # a key, one of `schema.KNOBS`
-        value,     # what it is from now on
+
+    def turn(
+        self,
+        name: str,  # a key, one of `schema.KNOBS`
+        value,  # what it is from now on
     ):
         "Change a key between two steps; the run's configuration says so before the run does."
         done, to_come = len(self.learner.turned), self.config.model_dump(mode='json')
         to_come['run']['knobs'].insert(done, dict(step=self.learner.step, name=name, value=value))
         config = load_config(**to_come)
-        if name in RATIOS: replan(self.learner.stream, self.learner.shown, self.learner.stream.seed, **{name: value})  # raises where it cannot be laid out
+        if name in RATIOS:
+            replan(
+                self.learner.stream, self.learner.shown, self.learner.stream.seed, **{name: value}
+            )  # raises where it cannot be laid out
         self.config = config
-        self.config.to_yaml(self.folder/'config.yaml')
+        self.config.to_yaml(self.folder / 'config.yaml')
         update_run_json(self.folder, config_hash=self.config.hash)
         self.learner.knobs = list(self.config.run.knobs[done:])
 
 # %% ../../nbs/81_experiment.ipynb #4a95efe6
 MEMORY_HINT = 'lower batch_size, replay_batch_size or base_channels, or set gradient_checkpointing or use_amp'
 
+
 @contextmanager
 def guarded(
-    drive:Drive,  # whose events are pulled inside the block
+    drive: Drive,  # whose events are pulled inside the block
 ):
     "Finish the run's folder after the block; whatever ends the block before leaves a folder that can be taken up again."
-    try: yield
+    try:
+        yield
     except BaseException as e:
         stopped = isinstance(e, (KeyboardInterrupt, SystemExit))
         drive.recorder.log(f'stopped: {type(e).__name__}: {e}')
-        update_run_json(drive.folder, status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}')
+        update_run_json(
+            drive.folder, status='stopped' if stopped else 'failed', error=f'{type(e).__name__}: {e}'
+        )
         last = list(list_checkpoints(drive.folder).values())[-1:]
         if isinstance(e, FloatingPointError):
-            raise type(e)(f'step {drive.learner.step+1}: {e}; the last good checkpoint is {last[0] if last else "the beginning"}') from None
+            raise type(e)(
+                f'step {drive.learner.step + 1}: {e}; the last good checkpoint is {last[0] if last else "the beginning"}'
+            ) from None
         if isinstance(e, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(e):
-            raise MemoryError(f'step {drive.learner.step+1}: out of memory on {drive.learner.device}: {MEMORY_HINT}') from e
+            raise MemoryError(
+                f'step {drive.learner.step + 1}: out of memory on {drive.learner.device}: {MEMORY_HINT}'
+            ) from e
         raise
     _finish(drive)
 
-def _finish(drive:Drive):
+
+def _finish(drive: Drive):
     "Write what is known at the end."
     learner, folder = drive.learner, drive.folder
     saved = {name: module.state_dict() for name, module in learner.method.readout().items()}
-    with write_atomic(folder/'model.pt') as path: torch.save(saved, path)
+    with write_atomic(folder / 'model.pt') as path:
+        torch.save(saved, path)
     target = drive.config.evaluation.model_save_path
     if target:
-        with write_atomic(target) as path: shutil.copyfile(folder/'best.pt', path)
-    if learner.turned: learner.stream.to_parquet(folder/'stream.parquet')  # as it was shown in the end
+        with write_atomic(target) as path:
+            shutil.copyfile(folder / 'best.pt', path)
+    if learner.turned:
+        learner.stream.to_parquet(folder / 'stream.parquet')  # as it was shown in the end
     seconds = {name: round(s, 3) for name, s in drive.seconds.items()}
-    update_run_json(folder, status='finished', error=None, ended=time.strftime('%Y-%m-%d %H:%M:%S'), cost=measure_cost(learner, seconds), stream_hash=learner.stream.hash,
-                    answer=read_answer(folder), weights_hash=hash_tensors({f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}))
+    update_run_json(
+        folder,
+        status='finished',
+        error=None,
+        ended=time.strftime('%Y-%m-%d %H:%M:%S'),
+        cost=measure_cost(learner, seconds),
+        stream_hash=learner.stream.hash,
+        answer=read_answer(folder),
+        weights_hash=hash_tensors(
+            {f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}
+        ),
+    )
 
 # %% ../../nbs/81_experiment.ipynb #3fa24284
 def start(
-    config:Config,  # from `load_config`
-)->Drive:           # at step 0
+    config: Config,  # from `load_config`
+) -> Drive:  # at step 0
     "Make everything that a run needs, and its folder."
     data, config = load_data(config)
     learner = build(config, data)
-    try: folder = make_run_dir(config.run.run_dir, f'{config.continual_learning.method}-seed{config.run.seed}')
-    except ValueError as e: raise ConfigError(f'run.{e}') from None
-    config.to_yaml(folder/'config.yaml')
-    learner.stream.to_parquet(folder/'stream.parquet')
-    update_run_json(folder, status='running', started=time.strftime('%Y-%m-%d %H:%M:%S'), config_hash=config.hash,
-                    data=dict(name=data.name, train=len(data.train), test=len(data.test), skipped=data.skipped),
-                    stream_hash=learner.stream.hash, start_hash=learner.stream.hash, **describe_environment(config.run.device if config.run.device != 'auto' else pick_device()))
+    try:
+        folder = make_run_dir(config.run.run_dir, f'{config.continual_learning.method}-seed{config.run.seed}')
+    except ValueError as e:
+        raise ConfigError(f'run.{e}') from None
+    config.to_yaml(folder / 'config.yaml')
+    learner.stream.to_parquet(folder / 'stream.parquet')
+    update_run_json(
+        folder,
+        status='running',
+        started=time.strftime('%Y-%m-%d %H:%M:%S'),
+        config_hash=config.hash,
+        data=dict(name=data.name, train=len(data.train), test=len(data.test), skipped=data.skipped),
+        stream_hash=learner.stream.hash,
+        start_hash=learner.stream.hash,
+        **describe_environment(config.run.device if config.run.device != 'auto' else pick_device()),
+    )
     return Drive(learner, config, folder)
+
 
 def reopen(
     run_dir,  # folder of a run that is not finished
-)->Drive:     # at its newest checkpoint; without one, at step 0
+) -> Drive:  # at its newest checkpoint; without one, at step 0
     "Take up a run where its folder left it."
     folder, before = Run(run_dir).dir, Run(run_dir).info
-    data, config = load_data(load_config(folder/'config.yaml'))
+    data, config = load_data(load_config(folder / 'config.yaml'))
     learner = build(config, data)
     if learner.stream.hash != before['start_hash']:
-        raise ConfigError(f'run_dir = {str(run_dir)!r}: its stream began with hash {before["start_hash"]}, the configuration now gives {learner.stream.hash}: the data have changed; run it anew')
+        raise ConfigError(
+            f'run_dir = {str(run_dir)!r}: its stream began with hash {before["start_hash"]}, the configuration now gives {learner.stream.hash}: the data have changed; run it anew'
+        )
     path, state = find_checkpoint(folder)
-    if path: load_learner_state(learner, state.pop('learner'))
+    if path:
+        load_learner_state(learner, state.pop('learner'))
     drive = Drive(learner, config, folder, **(state or {}))
     drive.recorder.log(f'goes on from {path.name}' if path else 'goes on from the beginning')
     update_run_json(folder, status='running')
     return drive
 
 # %% ../../nbs/81_experiment.ipynb #61d0a001
-def _exhaust(drive:Drive, listeners, progress:bool)->Run:
+def _exhaust(drive: Drive, listeners, progress: bool) -> Run:
     "Go on to the end; a signal stops the run after the step at hand."
-    with guarded(drive), catch_signals() as caught, tqdm(total=len(drive.learner.stream), initial=drive.learner.position, unit='row', disable=not progress, mininterval=.5) as bar:
+    with (
+        guarded(drive),
+        catch_signals() as caught,
+        tqdm(
+            total=len(drive.learner.stream),
+            initial=drive.learner.position,
+            unit='row',
+            disable=not progress,
+            mininterval=0.5,
+        ) as bar,
+    ):
         for event in drive.events():
-            for listener in listeners: listener(event)
-            if not isinstance(event, StepDone): continue
-            bar.update(event.position-bar.n)
-            if caught: _stop(drive, caught[0])
+            for listener in listeners:
+                listener(event)
+            if not isinstance(event, StepDone):
+                continue
+            bar.update(event.position - bar.n)
+            if caught:
+                _stop(drive, caught[0])
     return Run(drive.folder)
 
-def _stop(drive:Drive, number:int):
+
+def _stop(drive: Drive, number: int):
     "Save the state and leave, as the signal asks."
     drive.save()
     text = f'stopped by {signal.Signals(number).name} after step {drive.learner.step}; resume({str(drive.folder)!r}) goes on from there'
-    if number == signal.SIGINT: raise KeyboardInterrupt(text)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(text)
     print(text, flush=True)
-    raise SystemExit(128+number)
+    raise SystemExit(128 + number)
+
 
 def run(
-    config:Config,     # from `load_config`
-    listeners=(),      # called with each event
-    progress:bool=True,  # show a progress bar?
-)->Run:                # finished
+    config: Config,  # from `load_config`
+    listeners=(),  # called with each event
+    progress: bool = True,  # show a progress bar?
+) -> Run:  # finished
     "Run a configuration from beginning to end, and leave its folder."
-    with use_threads(config.run.threads): return _exhaust(start(config), listeners, progress)
+    with use_threads(config.run.threads):
+        return _exhaust(start(config), listeners, progress)
+
 
 def resume(
-    run_dir,             # folder of a run that was stopped, killed or has failed
-    listeners=(),        # called with each event from now on
-    progress:bool=True,  # show a progress bar?
-)->Run:                  # finished
+    run_dir,  # folder of a run that was stopped, killed or has failed
+    listeners=(),  # called with each event from now on
+    progress: bool = True,  # show a progress bar?
+) -> Run:  # finished
     "Go on from the newest checkpoint; without one, from the beginning."
     before = Run(run_dir)
-    if before.info['status'] == 'finished': return before
-    with use_threads(before.config.run.threads): return _exhaust(reopen(run_dir), listeners, progress)
+    if before.info['status'] == 'finished':
+        return before
+    with use_threads(before.config.run.threads):
+        return _exhaust(reopen(run_dir), listeners, progress)
 
 # %% ../../nbs/81_experiment.ipynb #81cf7a74
-FREE = ('run_dir', 'device', 'checkpoint_every', 'keep_checkpoints')  # keys that change nothing in a run's outcome
+FREE = (
+    'run_dir',
+    'device',
+    'checkpoint_every',
+    'keep_checkpoints',
+)  # keys that change nothing in a run's outcome
+
 
 def branch(
-    run_dir,       # folder of a run, finished or not
-    at_step:int,   # [steps] done before anything changes
-    /, **overrides,# knobs from that step on (`schema.KNOBS`), or where and how the new run is kept
-)->Path:           # folder of the new run, which `resume` or `reopen` takes up
+    run_dir,  # folder of a run, finished or not
+    at_step: int,  # [steps] done before anything changes
+    /,
+    **overrides,  # knobs from that step on (`schema.KNOBS`), or where and how the new run is kept
+) -> Path:  # folder of the new run, which `resume` or `reopen` takes up
     "Lay out another run that shares the beginning of one."
     old = Run(run_dir)
     wrong = [key for key in overrides if key not in KNOBS + FREE]
-    if wrong: raise ConfigError(f'{wrong[0]} = {overrides[wrong[0]]!r}: cannot change in the middle of a run; what can: {", ".join(KNOBS + FREE)}')
+    if wrong:
+        raise ConfigError(
+            f'{wrong[0]} = {overrides[wrong[0]]!r}: cannot change in the middle of a run; what can: {", ".join(KNOBS + FREE)}'
+        )
     last = old.steps.step.iloc[-1]
-    if not 0 <= at_step <= last: raise ConfigError(f'at_step = {at_step}: this run has recorded steps 0 to {last}')
-    knobs = [dict(knob) for knob in old.config.run.knobs if knob.step <= at_step] + [dict(step=at_step, name=key, value=overrides.pop(key)) for key in list(overrides) if key in KNOBS]
+    if not 0 <= at_step <= last:
+        raise ConfigError(f'at_step = {at_step}: this run has recorded steps 0 to {last}')
+    knobs = [dict(knob) for knob in old.config.run.knobs if knob.step <= at_step] + [
+        dict(step=at_step, name=key, value=overrides.pop(key)) for key in list(overrides) if key in KNOBS
+    ]
     sections = old.config.model_dump(mode='json')
     sections['run'] |= dict(run_dir=None, knobs=knobs)
     config = load_config(**sections, **overrides)
-    try: folder = make_run_dir(config.run.run_dir, f'{config.continual_learning.method}-seed{config.run.seed}-fork')
-    except ValueError as e: raise ConfigError(f'run.{e}') from None
+    try:
+        folder = make_run_dir(
+            config.run.run_dir, f'{config.continual_learning.method}-seed{config.run.seed}-fork'
+        )
+    except ValueError as e:
+        raise ConfigError(f'run.{e}') from None
     path, state = find_checkpoint(old.dir, at_step)
     for kind in KINDS:
-        for part in list(list_parts(old.dir, kind).values())[:state['part'] if state else 0]: shutil.copy(part, folder)
-    if path: shutil.copy(path, folder)
-    config.to_yaml(folder/'config.yaml')
-    shutil.copy(old.dir/'stream.parquet', folder)
+        for part in list(list_parts(old.dir, kind).values())[: state['part'] if state else 0]:
+            shutil.copy(part, folder)
+    if path:
+        shutil.copy(path, folder)
+    config.to_yaml(folder / 'config.yaml')
+    shutil.copy(old.dir / 'stream.parquet', folder)
     unchanged = ('stream_hash', 'start_hash', 'data', 'hardware', 'system', 'python', 'versions', 'commit')
-    update_run_json(folder, status='stopped', started=time.strftime('%Y-%m-%d %H:%M:%S'), config_hash=config.hash, parent=dict(run_dir=str(old.dir), at_step=at_step),
-                    **{key: old.info[key] for key in unchanged})
+    update_run_json(
+        folder,
+        status='stopped',
+        started=time.strftime('%Y-%m-%d %H:%M:%S'),
+        config_hash=config.hash,
+        parent=dict(run_dir=str(old.dir), at_step=at_step),
+        **{key: old.info[key] for key in unchanged},
+    )
     return folder
 
+
 def fork(
-    run_dir,       # folder of a run, finished or not
-    at_step:int,   # [steps] done before anything changes
-    /, listeners=(),  # called with each event of the new run
-    progress:bool=True,  # show a progress bar?
-    **overrides,   # as in `branch`
-)->Run:            # finished
+    run_dir,  # folder of a run, finished or not
+    at_step: int,  # [steps] done before anything changes
+    /,
+    listeners=(),  # called with each event of the new run
+    progress: bool = True,  # show a progress bar?
+    **overrides,  # as in `branch`
+) -> Run:  # finished
     "Start another run from the middle of one, with other settings from there on."
     return resume(branch(run_dir, at_step, **overrides), listeners, progress)

@@ -7,7 +7,12 @@ __all__ = ['PACKAGES', 'KINDS', 'MEASURES', 'make_run_dir', 'describe_environmen
            'Recorder', 'read_rows', 'read_answer', 'Store']
 
 # %% ../../nbs/80_folder.ipynb #fea8ec44
-import importlib.metadata, json, os, platform, subprocess, time
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -20,133 +25,202 @@ from ..train.learner import Evaluated, KnobChanged, OodMeasured, RunEnded, StepD
 
 # %% ../../nbs/80_folder.ipynb #7f9e5166
 def make_run_dir(
-    run_dir=None,     # folder asked for; None: a new one under `parent`
-    name:str='run',   # start of a new folder's name
-    parent='_runs',   # where new folders go
-)->Path:              # the folder, made and empty
+    run_dir=None,  # folder asked for; None: a new one under `parent`
+    name: str = 'run',  # start of a new folder's name
+    parent='_runs',  # where new folders go
+) -> Path:  # the folder, made and empty
     "Make the folder of a run; refuse one that is in use."
     if run_dir is not None:
         path = Path(run_dir)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f'run_dir = {str(path)!r}: exists and is not an empty folder; name another one, or delete it')
+            raise ValueError(
+                f'run_dir = {str(path)!r}: exists and is not an empty folder; name another one, or delete it'
+            )
         path.mkdir(parents=True, exist_ok=True)
         return path
     stamp, n = time.strftime('%Y%m%d-%H%M%S'), 1
     while True:
-        path = Path(parent)/(f'{name}-{stamp}' if n == 1 else f'{name}-{stamp}-{n}')
-        try: path.mkdir(parents=True)
-        except FileExistsError: n += 1
-        else: return path
+        path = Path(parent) / (f'{name}-{stamp}' if n == 1 else f'{name}-{stamp}-{n}')
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            n += 1
+        else:
+            return path
 
 # %% ../../nbs/80_folder.ipynb #5228cf65
 PACKAGES = ('nested-learning-workbook', 'torch', 'torchvision', 'numpy', 'pandas', 'pyarrow', 'scikit-learn')
 
+
 def _git(*args):
-    try: out = subprocess.run(['git', '-C', str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired, NameError): return None
+    try:
+        out = subprocess.run(
+            ['git', '-C', str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired, NameError):
+        return None
     return out.stdout.strip() if out.returncode == 0 else None
+
 
 def _commit():
     commit = _git('rev-parse', '--short=12', 'HEAD')
     return commit and commit + ('+' if _git('status', '--porcelain', '-uno') else '')
 
+
 def _version(package):
-    try: return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError: return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
 
 def _processor():
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: lines = []
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
     named = (line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
     return next(named, platform.processor() or platform.machine())
 
 # %% ../../nbs/80_folder.ipynb #831be074
 def describe_environment(
     device='cpu',  # the device of the run
-)->dict:           # hardware, versions, commit
+) -> dict:  # hardware, versions, commit
     "Name the machine and the code of a run."
     device = torch.device(device)
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    hardware = dict(processor=_processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), device=str(device), gpu=gpu)
-    return dict(hardware=hardware, system=platform.platform(terse=True), python=platform.python_version(),
-                versions={p: _version(p) for p in PACKAGES}, commit=_commit())
+    hardware = dict(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        device=str(device),
+        gpu=gpu,
+    )
+    return dict(
+        hardware=hardware,
+        system=platform.platform(terse=True),
+        python=platform.python_version(),
+        versions={p: _version(p) for p in PACKAGES},
+        commit=_commit(),
+    )
 
 # %% ../../nbs/80_folder.ipynb #e3772f74
 def update_run_json(
-    run_dir,   # folder of a run
+    run_dir,  # folder of a run
     **values,  # entries to set
-)->dict:       # all entries
+) -> dict:  # all entries
     "Set entries of `run.json`, atomically."
-    path = Path(run_dir)/'run.json'
+    path = Path(run_dir) / 'run.json'
     entries = {**(json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}), **values}
-    write_text(path, json.dumps(entries, indent=1)+'\n')
+    write_text(path, json.dumps(entries, indent=1) + '\n')
     return entries
 
 # %% ../../nbs/80_folder.ipynb #3c05990d
 KINDS = ('steps', 'evaluations', 'ood', 'knobs')
 
+
 def list_parts(
-    run_dir,   # folder of a run
-    kind:str,  # one of `KINDS`
-)->dict:       # number -> path, in order
+    run_dir,  # folder of a run
+    kind: str,  # one of `KINDS`
+) -> dict:  # number -> path, in order
     "List the files that hold one kind of rows."
-    return dict(sorted((int(path.stem.rsplit('-', 1)[1]), path) for path in Path(run_dir).glob(f'{kind}-*.parquet')))
+    return dict(
+        sorted((int(path.stem.rsplit('-', 1)[1]), path) for path in Path(run_dir).glob(f'{kind}-*.parquet'))
+    )
 
 # %% ../../nbs/80_folder.ipynb #a7d20c41
 def event_rows(
-    event,   # any event of a learner
-)->dict:     # kind -> rows, as dicts; empty for events that leave no row
+    event,  # any event of a learner
+) -> dict:  # kind -> rows, as dicts; empty for events that leave no row
     "Turn an event into the rows that are recorded of it."
     if isinstance(event, StepDone):
-        row = {k: v for k, v in vars(event).items() if k not in ('moved', 'drift', 'moves')} | dict(moved=','.join(event.moved))
-        return dict(steps=[row | {f'{what} {level}': d for what in ('drift', 'moves') for level, d in getattr(event, what).items()}])
-    if isinstance(event, Evaluated): return dict(evaluations=[dict(step=event.step, after=event.after, split=event.split, **row) for row in event.rows])
-    if isinstance(event, OodMeasured): return dict(ood=[dict(step=event.step, after=event.after, **row) for row in event.rows])
-    if isinstance(event, KnobChanged): return dict(knobs=[dict(step=event.step, name=event.name, value=json.dumps(event.value))])
+        row = {k: v for k, v in vars(event).items() if k not in ('moved', 'drift', 'moves')} | dict(
+            moved=','.join(event.moved)
+        )
+        return dict(
+            steps=[
+                row
+                | {
+                    f'{what} {level}': d
+                    for what in ('drift', 'moves')
+                    for level, d in getattr(event, what).items()
+                }
+            ]
+        )
+    if isinstance(event, Evaluated):
+        return dict(
+            evaluations=[
+                dict(step=event.step, after=event.after, split=event.split, **row) for row in event.rows
+            ]
+        )
+    if isinstance(event, OodMeasured):
+        return dict(ood=[dict(step=event.step, after=event.after, **row) for row in event.rows])
+    if isinstance(event, KnobChanged):
+        return dict(knobs=[dict(step=event.step, name=event.name, value=json.dumps(event.value))])
     return {}
 
 # %% ../../nbs/80_folder.ipynb #c1f13ae8
 class Recorder:
     "Write the events of a run to its folder; call it with each one."
-    def __init__(self,
-        run_dir,     # folder of the run
-        part:int=0,  # number of the next part; this and later ones, left by a run that died, are dropped
+
+    def __init__(
+        self,
+        run_dir,  # folder of the run
+        part: int = 0,  # number of the next part; this and later ones, left by a run that died, are dropped
     ):
         self.dir, self.part, self.rows = Path(run_dir), part, {kind: [] for kind in KINDS}
         for kind in KINDS:
             for number, path in list_parts(run_dir, kind).items():
-                if number >= part: path.unlink()
+                if number >= part:
+                    path.unlink()
 
     def __call__(self, event):
         "Take one event."
-        for kind, rows in event_rows(event).items(): self.rows[kind] += rows
-        if isinstance(event, KnobChanged): self.log(f'step {event.step}: {event.name} = {event.value} from now on')
-        elif isinstance(event, TaskEnded): self.log(f'step {event.step}: task {event.task} ended')
-        elif isinstance(event, RunEnded): self.log(f'step {event.step}: the stream is at its end; levels still held {event.pending or "nothing"}')
-        if isinstance(event, RunEnded): self.flush()
+        for kind, rows in event_rows(event).items():
+            self.rows[kind] += rows
+        if isinstance(event, KnobChanged):
+            self.log(f'step {event.step}: {event.name} = {event.value} from now on')
+        elif isinstance(event, TaskEnded):
+            self.log(f'step {event.step}: task {event.task} ended')
+        elif isinstance(event, RunEnded):
+            self.log(
+                f'step {event.step}: the stream is at its end; levels still held {event.pending or "nothing"}'
+            )
+        if isinstance(event, RunEnded):
+            self.flush()
 
     def flush(self):
         "Write the rows gathered so far as one part of each kind that has any."
         for kind, rows in self.rows.items():
-            if not rows: continue
-            with write_atomic(self.dir/f'{kind}-{self.part:05}.parquet') as path: pd.DataFrame(rows).to_parquet(path, index=False)
-        self.rows, self.part = {kind: [] for kind in KINDS}, self.part+1
+            if not rows:
+                continue
+            with write_atomic(self.dir / f'{kind}-{self.part:05}.parquet') as path:
+                pd.DataFrame(rows).to_parquet(path, index=False)
+        self.rows, self.part = {kind: [] for kind in KINDS}, self.part + 1
 
-    def log(self, text:str):
+    def log(self, text: str):
         "Add a line to `log.txt`."
-        with open(self.dir/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+        with open(self.dir / 'log.txt', 'a', encoding='utf-8') as f:
+            f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
 
 # %% ../../nbs/80_folder.ipynb #9d579f3a
-def _read_part(path)->pa.Table: return pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # the quickest way for small files
+def _read_part(path) -> pa.Table:
+    return pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # the quickest way for small files
+
 
 def read_rows(
-    run_dir,   # folder of a run
-    kind:str,  # one of `KINDS`
-)->pd.DataFrame:  # all parts, in order
+    run_dir,  # folder of a run
+    kind: str,  # one of `KINDS`
+) -> pd.DataFrame:  # all parts, in order
     "Read the recorded rows of a run."
     parts = list_parts(run_dir, kind).values()
-    if not parts: raise ValueError(f'run_dir = {str(run_dir)!r}: holds no {kind}-*.parquet; it is not the folder of a run, the run stopped before its first checkpoint, or it had no such rows')
-    return pa.concat_tables([_read_part(p) for p in parts], promote_options='permissive').to_pandas(ignore_metadata=True)
+    if not parts:
+        raise ValueError(
+            f'run_dir = {str(run_dir)!r}: holds no {kind}-*.parquet; it is not the folder of a run, the run stopped before its first checkpoint, or it had no such rows'
+        )
+    return pa.concat_tables([_read_part(p) for p in parts], promote_options='permissive').to_pandas(
+        ignore_metadata=True
+    )
 
 # %% ../../nbs/80_folder.ipynb #5a0e0002
 import re
@@ -155,170 +229,267 @@ from functools import lru_cache
 import numpy as np
 import yaml
 
-from ..measure import metrics
 from ..config.schema import METRICS
+from ..measure import metrics
 
 # %% ../../nbs/80_folder.ipynb #5a0e0005
-def _find_runs(folder:Path)->dict:  # run -> (its folder, names of its files)
+def _find_runs(folder: Path) -> dict:  # run -> (its folder, names of its files)
     "Find the runs below a folder; nothing is looked for inside a run, or in hidden folders."
     found = {}
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != '.')
-        if 'run.json' not in files and ('config.yaml' not in files or folders): continue
+        if 'run.json' not in files and ('config.yaml' not in files or folders):
+            continue
         folders.clear()
         found[os.path.relpath(place, folder).replace(os.sep, '/')] = place, sorted(files)
     return found
 
-def _parts_of(files:list, kind:str)->list: return [name for name in files if name.startswith(f'{kind}-') and name.endswith('.parquet')]
 
-def _stamp(place:str, names:list)->str:
+def _parts_of(files: list, kind: str) -> list:
+    return [name for name in files if name.startswith(f'{kind}-') and name.endswith('.parquet')]
+
+
+def _stamp(place: str, names: list) -> str:
     "Say how some files look: if any changes, so does the stamp."
     looks = [os.stat(f'{place}/{name}') for name in names]
     return f'{len(looks)} {sum(s.st_mtime_ns for s in looks)} {sum(s.st_size for s in looks)}'
 
 # %% ../../nbs/80_folder.ipynb #5a0e0007
-def _read_parts(place:str, names:list, run:str)->list:
+def _read_parts(place: str, names: list, run: str) -> list:
     "Read the parts of a run as tables with a column `run`."
     tables = [_read_part(f'{place}/{name}') for name in names]
-    return [table.append_column('run', pa.array([run]*len(table), pa.string())) for table in tables]
+    return [table.append_column('run', pa.array([run] * len(table), pa.string())) for table in tables]
+
 
 def _gather(
-    runs:dict,  # of `_find_runs`
-    kind:str,   # one of `KINDS`
-    path:Path,  # file that holds the rows of all runs
-)->dict:        # run -> why its rows could not be read
+    runs: dict,  # of `_find_runs`
+    kind: str,  # one of `KINDS`
+    path: Path,  # file that holds the rows of all runs
+) -> dict:  # run -> why its rows could not be read
     "Bring the file with all rows of one kind up to date."
     stamps = {run: _stamp(place, _parts_of(files, kind)) for run, (place, files) in runs.items()}
-    try: known = json.loads(pq.read_schema(path).metadata[b'stamps'])
-    except (OSError, ValueError, KeyError, TypeError): known = {}  # there is none, or it is damaged: made anew
+    try:
+        known = json.loads(pq.read_schema(path).metadata[b'stamps'])
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}  # there is none, or it is damaged: made anew
     fresh, lost, tables = [run for run in runs if known.get(run) != stamps[run]], {}, []
     kept = sorted(known.keys() & runs.keys() - set(fresh))
     for run in fresh:
-        try: tables += _read_parts(runs[run][0], _parts_of(runs[run][1], kind), run)
+        try:
+            tables += _read_parts(runs[run][0], _parts_of(runs[run][1], kind), run)
         except (OSError, ValueError) as e:
             lost[run] = f'{kind}-*.parquet: {" ".join(str(e).split())}'
             del stamps[run]
-    if known == stamps and path.exists(): return lost
-    old = pq.read_table(path, filters=[('run', 'in', kept)]) if kept else pa.table(dict(run=pa.array([], pa.string()), step=pa.array([], pa.int64())))
-    whole = pa.concat_tables([old, *tables], promote_options='permissive').replace_schema_metadata(dict(stamps=json.dumps(stamps)))
-    with write_atomic(path) as temporary: pq.write_table(whole, temporary)
+    if known == stamps and path.exists():
+        return lost
+    old = (
+        pq.read_table(path, filters=[('run', 'in', kept)])
+        if kept
+        else pa.table(dict(run=pa.array([], pa.string()), step=pa.array([], pa.int64())))
+    )
+    whole = pa.concat_tables([old, *tables], promote_options='permissive').replace_schema_metadata(
+        dict(stamps=json.dumps(stamps))
+    )
+    with write_atomic(path) as temporary:
+        pq.write_table(whole, temporary)
     return lost
 
 # %% ../../nbs/80_folder.ipynb #5a0e0020
 def read_answer(
     run_dir,  # folder of a run
-)->dict:      # readout, R, R_task: lists, None where nothing was measured; empty before the first task has ended
+) -> (
+    dict
+):  # readout, R, R_task: lists, None where nothing was measured; empty before the first task has ended
     "Work out of the recorded rows what a run's answer knew after each task."
     rows = read_rows(run_dir, 'evaluations')
-    if not ((rows['split'] == 'test') & (rows['after'] >= 0)).any(): return {}
+    if not ((rows['split'] == 'test') & (rows['after'] >= 0)).any():
+        return {}
     readout = rows['readout'].iloc[-1]
-    R = {name: metrics.accuracy_matrix(rows, column, readout) for name, column in (('R', 'class_il'), ('R_task', 'task_il'))}
-    return dict(readout=readout, **{name: np.where(np.isnan(matrix), None, matrix).tolist() for name, matrix in R.items()})
+    R = {
+        name: metrics.accuracy_matrix(rows, column, readout)
+        for name, column in (('R', 'class_il'), ('R_task', 'task_il'))
+    }
+    return dict(
+        readout=readout,
+        **{name: np.where(np.isnan(matrix), None, matrix).tolist() for name, matrix in R.items()},
+    )
 
 # %% ../../nbs/80_folder.ipynb #5a0e0009
 MEASURES = tuple('average_accuracy' if name == 'accuracy' else name for name in METRICS)
 MEASURES = (*MEASURES, *(f'{name}_task' for name in MEASURES))  # columns of class-IL, then those of task-IL
 
-def _flat(groups)->dict:
+
+def _flat(groups) -> dict:
     "Spread groups over keys such as `group.key`; lists become JSON text."
     flat = {}
     for key, value in groups:
-        if isinstance(value, dict): flat |= {f'{key}.{name}': inner for name, inner in _flat(value.items()).items()}
-        else: flat[key] = json.dumps(value) if isinstance(value, list) else value
+        if isinstance(value, dict):
+            flat |= {f'{key}.{name}': inner for name, inner in _flat(value.items()).items()}
+        else:
+            flat[key] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
+
 @lru_cache(4096)  # the runs of a grid share most sections
-def _parse(section:str)->dict:
+def _parse(section: str) -> dict:
     "Read one section of a configuration."
     (keys,) = yaml.load(section, getattr(yaml, 'CSafeLoader', yaml.SafeLoader)).values()
     return _flat(keys.items())
 
-def _measure(R, R_task)->dict:
-    "Compute all metrics of a run from its two matrices."
-    return {name: getattr(metrics, name.removesuffix('_task'))(R_task if name.endswith('_task') else R) for name in MEASURES}
 
-def _read_row(place:str, files:list)->dict:
+def _measure(R, R_task) -> dict:
+    "Compute all metrics of a run from its two matrices."
+    return {
+        name: getattr(metrics, name.removesuffix('_task'))(R_task if name.endswith('_task') else R)
+        for name in MEASURES
+    }
+
+
+def _read_row(place: str, files: list) -> dict:
     "Read what one run contributes to the table."
-    info, parts = json.loads(Path(place, 'run.json').read_text(encoding='utf-8')), _parts_of(files, 'evaluations')
-    if info['status'] == 'finished' and not parts: raise ValueError('finished, but without evaluations-*.parquet')
+    info, parts = (
+        json.loads(Path(place, 'run.json').read_text(encoding='utf-8')),
+        _parts_of(files, 'evaluations'),
+    )
+    if info['status'] == 'finished' and not parts:
+        raise ValueError('finished, but without evaluations-*.parquet')
     answer = info['status'] == 'finished' and info.get('answer') or (read_answer(place) if parts else {})
-    sections = re.split(r'^(?=\w)', Path(place, 'config.yaml').read_text(encoding='utf-8'), flags=re.MULTILINE)
+    sections = re.split(
+        r'^(?=\w)', Path(place, 'config.yaml').read_text(encoding='utf-8'), flags=re.MULTILINE
+    )
     keys = {key: value for section in filter(None, sections) for key, value in _parse(section).items()}
     cost = dict(info.get('cost', {}))
     seconds = {f'{name}_seconds': s for name, s in cost.pop('seconds', {}).items()}
-    told = {key: info.get(key) for key in ('started', 'ended', 'error', 'config_hash', 'stream_hash', 'weights_hash', 'commit')}
-    return dict(status=info['status'], **keys, **(_measure(answer['R'], answer['R_task']) if answer else {}), **cost, **seconds, **told, hardware=json.dumps(info.get('hardware')), dir=place)
+    told = {
+        key: info.get(key)
+        for key in ('started', 'ended', 'error', 'config_hash', 'stream_hash', 'weights_hash', 'commit')
+    }
+    return dict(
+        status=info['status'],
+        **keys,
+        **(_measure(answer['R'], answer['R_task']) if answer else {}),
+        **cost,
+        **seconds,
+        **told,
+        hardware=json.dumps(info.get('hardware')),
+        dir=place,
+    )
 
 # %% ../../nbs/80_folder.ipynb #5a0e000a
-def _try_row(place:str, files:list)->tuple:  # row, None; or None, reason
+def _try_row(place: str, files: list) -> tuple:  # row, None; or None, reason
     "Read the row of a run, or say why it cannot be read."
-    try: return _read_row(place, files), None
-    except Exception as e: return None, f'{type(e).__name__}: {" ".join(str(e).split())}'  # whatever is wrong with one folder, the others count
+    try:
+        return _read_row(place, files), None
+    except Exception as e:
+        return (
+            None,
+            f'{type(e).__name__}: {" ".join(str(e).split())}',
+        )  # whatever is wrong with one folder, the others count
 
-def _read_changed(runs:dict, known:dict)->dict:  # run -> how its files look, its row, or why there is none
+
+def _read_changed(
+    runs: dict, known: dict
+) -> dict:  # run -> how its files look, its row, or why there is none
     "Read the rows of runs that are new or changed."
-    looks = {run: _stamp(place, [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations')) for run, (place, files) in runs.items()}
-    return {run: known[run] if run in known and known[run][0] == look else (look, *_try_row(*runs[run])) for run, look in looks.items()}
+    looks = {
+        run: _stamp(
+            place,
+            [name for name in files if name in ('run.json', 'config.yaml')] + _parts_of(files, 'evaluations'),
+        )
+        for run, (place, files) in runs.items()
+    }
+    return {
+        run: known[run] if run in known and known[run][0] == look else (look, *_try_row(*runs[run]))
+        for run, look in looks.items()
+    }
 
-def _make_frame(rows:list)->pd.DataFrame:
+
+def _make_frame(rows: list) -> pd.DataFrame:
     "Make a table of rows; a key that is a number in one run and a text in another becomes text."
     frame = pd.DataFrame(rows)
     for name in frame.columns[frame.dtypes == object]:
-        if len(set(map(type, frame[name].dropna()))) > 1: frame[name] = frame[name].map(str, na_action='ignore')
+        if len(set(map(type, frame[name].dropna()))) > 1:
+            frame[name] = frame[name].map(str, na_action='ignore')
     return frame
 
-def _side_by_side(frame:pd.DataFrame, runs:list)->pd.DataFrame:
+
+def _side_by_side(frame: pd.DataFrame, runs: list) -> pd.DataFrame:
     "Put the metrics of some runs beside each other, and what they differ from the first."
     frame = frame.set_index('run') if len(frame) else frame
     if not runs or (unknown := [run for run in runs if run not in frame.index]):
-        raise ValueError(f'runs = {unknown if runs else runs}: must name runs as column run of frame() does, one of {len(frame)}; damaged says which are left out')
+        raise ValueError(
+            f'runs = {unknown if runs else runs}: must name runs as column run of frame() does, one of {len(frame)}; damaged says which are left out'
+        )
     values = frame.reindex(columns=list(MEASURES)).loc[runs].astype(float).T
-    return pd.concat({'value': values, f'minus {runs[0]}': values[runs[1:]].sub(values[runs[0]], axis=0)}, axis=1)
+    return pd.concat(
+        {'value': values, f'minus {runs[0]}': values[runs[1:]].sub(values[runs[0]], axis=0)}, axis=1
+    )
+
 
 def _duckdb():
     "Import duckdb, which only an extra installs."
-    try: import duckdb
-    except ModuleNotFoundError: raise ModuleNotFoundError("duckdb is not installed: it comes with the extra 'store'; run pip install 'nested-learning-workbook[store]'") from None
+    try:
+        import duckdb
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "duckdb is not installed: it comes with the extra 'store'; run pip install 'nested-learning-workbook[store]'"
+        ) from None
     return duckdb
 
 # %% ../../nbs/80_folder.ipynb #5a0e000b
 class Store:
     "Take all runs below a folder as one table, and query their rows by SQL."
-    def __init__(self,
-        folder,      # with run folders at any depth
+
+    def __init__(
+        self,
+        folder,  # with run folders at any depth
         cache=None,  # folder for the gathered rows; None: `.store` in the folder
     ):
-        self.folder, self.cache, self._read = Path(folder), Path(cache or Path(folder)/'.store'), {}
-        if not self.folder.is_dir(): raise ValueError(f'folder = {str(folder)!r}: no such folder; give one with run folders below it, such as _runs')
+        self.folder, self.cache, self._read = Path(folder), Path(cache or Path(folder) / '.store'), {}
+        if not self.folder.is_dir():
+            raise ValueError(
+                f'folder = {str(folder)!r}: no such folder; give one with run folders below it, such as _runs'
+            )
 
-    def frame(self)->pd.DataFrame:  # a row for each run that can be read
+    def frame(self) -> pd.DataFrame:  # a row for each run that can be read
         "Give all runs with configuration, metrics, cost, hashes and status."
         return self._frame(_find_runs(self.folder))
 
-    def _frame(self, runs)->pd.DataFrame:
+    def _frame(self, runs) -> pd.DataFrame:
         self._read = _read_changed(runs, self._read)
         return _make_frame([dict(run=run, **self._read[run][1]) for run in runs if self._read[run][1]])
 
     @property
-    def damaged(self)->dict:  # run -> why
+    def damaged(self) -> dict:  # run -> why
         "List damaged and half-written folders; the rows of all kinds are looked at."
         self._frame(runs := _find_runs(self.folder))
-        lost = {run: why for kind in KINDS for run, why in _gather(runs, kind, self.cache/f'{kind}.parquet').items()}
+        lost = {
+            run: why
+            for kind in KINDS
+            for run, why in _gather(runs, kind, self.cache / f'{kind}.parquet').items()
+        }
         return dict(sorted({**{run: why for run, (_, _, why) in self._read.items() if why}, **lost}.items()))
 
-    def sql(self,
-        query:str,       # reads the views `runs`, `steps`, `evaluations`, `ood`, `knobs`; each has a column `run`
-    )->pd.DataFrame:
+    def sql(
+        self,
+        query: str,  # reads the views `runs`, `steps`, `evaluations`, `ood`, `knobs`; each has a column `run`
+    ) -> pd.DataFrame:
         "Query the runs, and the rows of all of them."
-        connection, runs, named = _duckdb().connect(), _find_runs(self.folder), set(re.findall(r'\w+', query.lower()))
+        connection, runs, named = (
+            _duckdb().connect(),
+            _find_runs(self.folder),
+            set(re.findall(r'\w+', query.lower())),
+        )
         for kind in named.intersection(KINDS):
-            _gather(runs, kind, path := self.cache/f'{kind}.parquet')
+            _gather(runs, kind, path := self.cache / f'{kind}.parquet')
             connection.read_parquet(str(path)).create_view(kind)
-        if 'runs' in named: connection.register('runs', self._frame(runs))
+        if 'runs' in named:
+            connection.register('runs', self._frame(runs))
         return connection.execute(query).df()
 
-    def compare(self,
-        runs,            # ids of runs, as in column `run`; the first is what the others are compared with
-    )->pd.DataFrame:     # a row for each metric
+    def compare(
+        self,
+        runs,  # ids of runs, as in column `run`; the first is what the others are compared with
+    ) -> pd.DataFrame:  # a row for each metric
         "Put the metrics of some runs side by side, with their differences from the first."
         return _side_by_side(self.frame(), list(dict.fromkeys(runs)))

@@ -8,7 +8,14 @@ __all__ = ['ENTRIES', 'MARKS', 'OUTSIDE', 'UNWRITTEN', 'METRICS', 'read_yaml', '
            'read_state', 'collect', 'tabulate']
 
 # %% ../../nbs/83_grid.ipynb #8950f501
-import fcntl, itertools, json, os, re, socket, tempfile, time
+import fcntl
+import itertools
+import json
+import os
+import re
+import socket
+import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,288 +24,465 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from . import experiment
-from ..measure import metrics
-from ..train.build import load_data
-from ..train.checkpoints import list_checkpoints
 from ..config.load import KEYS, Config, ConfigError, load_config
 from ..core import write_text
+from ..measure import metrics
+from . import experiment
+from ..train.build import load_data
+from ..train.checkpoints import list_checkpoints
 from ..train.learner import StepDone
 
 # %% ../../nbs/83_grid.ipynb #93c927f8
 ENTRIES = ('base', 'grid', 'zip', 'seeds', 'exclude', 'name')
 
+
 def read_yaml(
-    path,       # YAML file
-    entries,    # names that may stand in it
-    what:str,   # what such a file is called
-)->dict:        # as written, with `base` taken in
+    path,  # YAML file
+    entries,  # names that may stand in it
+    what: str,  # what such a file is called
+) -> dict:  # as written, with `base` taken in
     "Read a file of entries, one of which is a base configuration."
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f'{what} = {str(path)!r}: no such file; give the path of a YAML file')
-    try: asked = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ConfigError(f'{what} = {str(path)!r}: is not YAML: {" ".join(str(e).split())}') from None
-    if not isinstance(asked, dict): raise ConfigError(f'{what} = {str(path)!r}: must hold entries ({", ".join(entries)}), got {type(asked).__name__}')
+    if not path.is_file():
+        raise ConfigError(f'{what} = {str(path)!r}: no such file; give the path of a YAML file')
+    try:
+        asked = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f'{what} = {str(path)!r}: is not YAML: {" ".join(str(e).split())}') from None
+    if not isinstance(asked, dict):
+        raise ConfigError(
+            f'{what} = {str(path)!r}: must hold entries ({", ".join(entries)}), got {type(asked).__name__}'
+        )
     for key, value in asked.items():
-        if key not in entries: raise ConfigError(f'{key} = {value!r}: unknown entry of a {what}; allowed: {", ".join(entries)}; what all runs share goes into base')
+        if key not in entries:
+            raise ConfigError(
+                f'{key} = {value!r}: unknown entry of a {what}; allowed: {", ".join(entries)}; what all runs share goes into base'
+            )
     base = asked.get('base') or {}
     if isinstance(base, str):
-        place = path.parent/base
-        if not place.is_file(): raise ConfigError(f'base = {base!r}: no such file seen from {str(path.parent)!r}; give a YAML file, or the keys themselves')
+        place = path.parent / base
+        if not place.is_file():
+            raise ConfigError(
+                f'base = {base!r}: no such file seen from {str(path.parent)!r}; give a YAML file, or the keys themselves'
+            )
         load_config(place)  # says what is wrong in it
         base = yaml.safe_load(place.read_text(encoding='utf-8')) or {}
-    if not isinstance(base, dict): raise ConfigError(f'base = {base!r}: must be a YAML file, or keys and sections')
+    if not isinstance(base, dict):
+        raise ConfigError(f'base = {base!r}: must be a YAML file, or keys and sections')
     return {**asked, 'base': base}
 
+
 def read_grid(
-    path,   # YAML file
-)->dict:    # as written, with `base` taken in
+    path,  # YAML file
+) -> dict:  # as written, with `base` taken in
     "Read a grid."
     return read_yaml(path, ENTRIES, 'grid')
 
 # %% ../../nbs/83_grid.ipynb #f6cb0604
 class Planned(NamedTuple):
     "Describe a run to be made."
-    name:str       # of its folder and its notebook
-    id:str         # hash of its configuration, 16 hexadecimal digits
-    keys:dict      # what sets it apart: key -> value
-    config:Config  # in full
+
+    name: str  # of its folder and its notebook
+    id: str  # hash of its configuration, 16 hexadecimal digits
+    keys: dict  # what sets it apart: key -> value
+    config: Config  # in full
+
 
 def configure(
-    base:dict,  # keys and sections, as a configuration file has them
-    keys:dict,  # stronger ones
-)->Config:
+    base: dict,  # keys and sections, as a configuration file has them
+    keys: dict,  # stronger ones
+) -> Config:
     "Complete a configuration of a batch: one thread unless it says otherwise, and no place of its own."
     with tempfile.TemporaryDirectory() as d:
-        path = write_text(Path(d)/'base.yaml', yaml.safe_dump(base))
+        path = write_text(Path(d) / 'base.yaml', yaml.safe_dump(base))
         config = load_config(path, **keys)
-        if config.run.threads is None: config = load_config(path, **{**keys, 'threads': 1})
-    for key, value in (('run_dir', config.run.run_dir), ('model_save_path', config.evaluation.model_save_path)):
-        if value is not None: raise ConfigError(f'{KEYS[key]}.{key} = {value!r}: all runs would write there; leave it out, each run gets a folder of its own')
+        if config.run.threads is None:
+            config = load_config(path, **{**keys, 'threads': 1})
+    for key, value in (
+        ('run_dir', config.run.run_dir),
+        ('model_save_path', config.evaluation.model_save_path),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f'{KEYS[key]}.{key} = {value!r}: all runs would write there; leave it out, each run gets a folder of its own'
+            )
     return config
 
+
 def plan(
-    base:dict,  # keys and sections
-    keys:dict,  # what sets the run apart
-    name:str,   # start of its name
-)->Planned:
+    base: dict,  # keys and sections
+    keys: dict,  # what sets the run apart
+    name: str,  # start of its name
+) -> Planned:
     "Plan one run."
-    try: config = configure(base, keys)
-    except ConfigError as e: raise ConfigError(f'{e} (in the run with {", ".join(f"{k} = {v!r}" for k, v in keys.items()) or "the base alone"})') from None
-    return Planned(f'{re.sub(r"[^A-Za-z0-9_.=+-]+", "_", name).strip("._")[:80]}-{config.hash[:8]}', config.hash, keys, config)
+    try:
+        config = configure(base, keys)
+    except ConfigError as e:
+        raise ConfigError(
+            f'{e} (in the run with {", ".join(f"{k} = {v!r}" for k, v in keys.items()) or "the base alone"})'
+        ) from None
+    return Planned(
+        f'{re.sub(r"[^A-Za-z0-9_.=+-]+", "_", name).strip("._")[:80]}-{config.hash[:8]}',
+        config.hash,
+        keys,
+        config,
+    )
 
 # %% ../../nbs/83_grid.ipynb #9cb9cf16
-def _lists(grid:dict, entry:str)->dict:
+def _lists(grid: dict, entry: str) -> dict:
     "Check one entry of lists."
     lists = grid.get(entry) or {}
-    if not isinstance(lists, dict): raise ConfigError(f'{entry} = {lists!r}: must hold key: [values]')
+    if not isinstance(lists, dict):
+        raise ConfigError(f'{entry} = {lists!r}: must hold key: [values]')
     for key, values in lists.items():
-        if not isinstance(values, list) or not values: raise ConfigError(f'{entry}.{key} = {values!r}: must be a list with at least one value, such as [{values!r}]')
-        if key in ('seed', 'run_dir', 'model_save_path'): raise ConfigError(f'{entry}.{key} = {values!r}: {"give seeds: [...] instead" if key == "seed" else "each run gets a folder of its own; leave it out"}')
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f'{entry}.{key} = {values!r}: must be a list with at least one value, such as [{values!r}]'
+            )
+        if key in ('seed', 'run_dir', 'model_save_path'):
+            raise ConfigError(
+                f'{entry}.{key} = {values!r}: {"give seeds: [...] instead" if key == "seed" else "each run gets a folder of its own; leave it out"}'
+            )
     return lists
 
-def _seeds(seeds)->list:
+
+def _seeds(seeds) -> list:
     "Check the seeds."
     whole = lambda n, least: isinstance(n, int) and not isinstance(n, bool) and n >= least
-    if whole(seeds, 1): return list(range(seeds))
-    if isinstance(seeds, list) and seeds and all(whole(n, 0) for n in seeds): return seeds
-    raise ConfigError(f'seeds = {seeds!r}: must be a list of integers from 0 on, such as [0, 1, 2], or how many')
+    if whole(seeds, 1):
+        return list(range(seeds))
+    if isinstance(seeds, list) and seeds and all(whole(n, 0) for n in seeds):
+        return seeds
+    raise ConfigError(
+        f'seeds = {seeds!r}: must be a list of integers from 0 on, such as [0, 1, 2], or how many'
+    )
 
 # %% ../../nbs/83_grid.ipynb #da57c33b
-def _excluded(exclude, points:list)->list:
+def _excluded(exclude, points: list) -> list:
     "Leave out the combinations named."
-    if not isinstance(exclude, list) or not all(isinstance(e, dict) and e for e in exclude): raise ConfigError(f'exclude = {exclude!r}: must be a list of combinations, such as [{{method: er, seed: 1}}]')
+    if not isinstance(exclude, list) or not all(isinstance(e, dict) and e for e in exclude):
+        raise ConfigError(
+            f'exclude = {exclude!r}: must be a list of combinations, such as [{{method: er, seed: 1}}]'
+        )
     for e in exclude:
         kept = [p for p in points if not all(k in p and p[k] == v for k, v in e.items())]
-        if len(kept) == len(points): raise ConfigError(f'exclude = {e!r}: fits no run; its keys and values must be those of the grid: {", ".join(points[0]) if points else "nothing is left"}')
+        if len(kept) == len(points):
+            raise ConfigError(
+                f'exclude = {e!r}: fits no run; its keys and values must be those of the grid: {", ".join(points[0]) if points else "nothing is left"}'
+            )
         points = kept
     return points
 
+
 def plan_runs(
-    grid:dict,  # of `read_grid`
-)->list:        # of `Planned`, all seeds of a combination together
+    grid: dict,  # of `read_grid`
+) -> list:  # of `Planned`, all seeds of a combination together
     "Turn a grid into runs."
     product, side, seeds = _lists(grid, 'grid'), _lists(grid, 'zip'), _seeds(grid.get('seeds', 1))
-    if len({len(v) for v in side.values()}) > 1: raise ConfigError(f'zip = {side!r}: lists must have one length, but have {", ".join(f"{k} {len(v)}" for k, v in side.items())}')
-    if both := sorted(set(product) & set(side)): raise ConfigError(f'zip.{both[0]} = {side[both[0]]!r}: stands in grid too; leave it in one of the two')
+    if len({len(v) for v in side.values()}) > 1:
+        raise ConfigError(
+            f'zip = {side!r}: lists must have one length, but have {", ".join(f"{k} {len(v)}" for k, v in side.items())}'
+        )
+    if both := sorted(set(product) & set(side)):
+        raise ConfigError(
+            f'zip.{both[0]} = {side[both[0]]!r}: stands in grid too; leave it in one of the two'
+        )
     rows = [dict(zip(side, row)) for row in zip(*side.values())] or [{}]
-    points = [{**dict(zip(product, values)), **row, 'seed': seed} for values in itertools.product(*product.values()) for row in rows for seed in seeds]
+    points = [
+        {**dict(zip(product, values)), **row, 'seed': seed}
+        for values in itertools.product(*product.values())
+        for row in rows
+        for seed in seeds
+    ]
     points = _excluded(grid.get('exclude') or [], points)
-    if not points: raise ConfigError(f'exclude = {grid["exclude"]!r}: leaves no run at all')
-    usual = '-'.join(f'{{{k}}}' if isinstance(v[0], str) else f'{k}={{{k}}}' for k, v in {**product, **side}.items()) or 'run'
+    if not points:
+        raise ConfigError(f'exclude = {grid["exclude"]!r}: leaves no run at all')
+    usual = (
+        '-'.join(
+            f'{{{k}}}' if isinstance(v[0], str) else f'{k}={{{k}}}' for k, v in {**product, **side}.items()
+        )
+        or 'run'
+    )
     runs = {}
     for keys in points:
-        try: name = str(grid.get('name') or usual).format(**keys)
-        except (LookupError, ValueError) as e: raise ConfigError(f'name = {grid["name"]!r}: knows no {e}; allowed in braces: {", ".join(keys)}') from None
+        try:
+            name = str(grid.get('name') or usual).format(**keys)
+        except (LookupError, ValueError) as e:
+            raise ConfigError(
+                f'name = {grid["name"]!r}: knows no {e}; allowed in braces: {", ".join(keys)}'
+            ) from None
         run = plan(grid['base'], keys, f'{name}-seed{keys["seed"]}')
-        if run.id in runs: raise ConfigError(f'{keys!r}: means the same configuration as {runs[run.id].keys!r}; leave out one of the two')
+        if run.id in runs:
+            raise ConfigError(
+                f'{keys!r}: means the same configuration as {runs[run.id].keys!r}; leave out one of the two'
+            )
         runs[run.id] = run
     return list(runs.values())
 
 # %% ../../nbs/83_grid.ipynb #d54109ea
 def open_batch(
-    folder,          # of the batch
-    grid:dict=None,  # of `read_grid`; None: the one in the folder
-)->list:             # of `Planned`
+    folder,  # of the batch
+    grid: dict = None,  # of `read_grid`; None: the one in the folder
+) -> list:  # of `Planned`
     "Open the folder of a batch; make it, or let it grow, if a grid is given."
     folder = Path(folder)
-    if grid is None and not (folder/'grid.yaml').is_file(): raise ConfigError(f'folder = {str(folder)!r}: holds no grid.yaml; give the folder of a batch, or begin one by nl-batch run')
-    runs = plan_runs(read_grid(folder/'grid.yaml') if grid is None else grid)
-    if grid is None: return runs
-    if (folder/'grid.yaml').is_file():
-        for run in plan_runs(read_grid(folder/'grid.yaml')):
-            if run.id not in {r.id for r in runs} and ((folder/run.name).exists() or (folder/f'{run.name}.ipynb').exists()):
-                raise ConfigError(f'folder = {str(folder)!r}: has begun {run.name}, which is not in this grid; a grid may grow, but not lose a run: name another folder, or delete that run')
-            if run.id in {r.id for r in runs} and run.name not in {r.name for r in runs}: raise ConfigError(f'name = {grid.get("name")!r}: {run.name} has another name in this grid; keep the names, or name another folder')
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not list(folder.glob('search-*.yaml')):
+    if grid is None and not (folder / 'grid.yaml').is_file():
+        raise ConfigError(
+            f'folder = {str(folder)!r}: holds no grid.yaml; give the folder of a batch, or begin one by nl-batch run'
+        )
+    runs = plan_runs(read_grid(folder / 'grid.yaml') if grid is None else grid)
+    if grid is None:
+        return runs
+    if (folder / 'grid.yaml').is_file():
+        for run in plan_runs(read_grid(folder / 'grid.yaml')):
+            if run.id not in {r.id for r in runs} and (
+                (folder / run.name).exists() or (folder / f'{run.name}.ipynb').exists()
+            ):
+                raise ConfigError(
+                    f'folder = {str(folder)!r}: has begun {run.name}, which is not in this grid; a grid may grow, but not lose a run: name another folder, or delete that run'
+                )
+            if run.id in {r.id for r in runs} and run.name not in {r.name for r in runs}:
+                raise ConfigError(
+                    f'name = {grid.get("name")!r}: {run.name} has another name in this grid; keep the names, or name another folder'
+                )
+    elif (
+        folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+        and not list(folder.glob('search-*.yaml'))
+    ):
         raise ConfigError(f'folder = {str(folder)!r}: exists and holds no batch; name another one')
-    if not (folder/'grid.yaml').is_file() or read_grid(folder/'grid.yaml') != grid: write_text(folder/'grid.yaml', yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=140))
+    if not (folder / 'grid.yaml').is_file() or read_grid(folder / 'grid.yaml') != grid:
+        write_text(
+            folder / 'grid.yaml', yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=140)
+        )
     return runs
 
+
 def log(
-    folder,    # of the batch
-    text:str,  # one line
+    folder,  # of the batch
+    text: str,  # one line
 ):
     "Add a line to `batch.log`."
-    with open(Path(folder)/'batch.log', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {socket.gethostname()} {os.getpid()} {text}\n')
+    with open(Path(folder) / 'batch.log', 'a', encoding='utf-8') as f:
+        f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {socket.gethostname()} {os.getpid()} {text}\n')
 
 # %% ../../nbs/83_grid.ipynb #1e73bbe4
 class Busy(RuntimeError):
     "Say that another process has the run in hand."
 
+
 @contextmanager
 def hold(
-    path,            # of the lock; made, and never deleted
-    wait:float=0.,   # [seconds] to wait for it
+    path,  # of the lock; made, and never deleted
+    wait: float = 0.0,  # [seconds] to wait for it
 ):
     "Hold a lock inside a block."
-    until = time.monotonic()+wait
+    until = time.monotonic() + wait
     with open(path, 'a+', encoding='utf-8') as f:
         while True:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= until: raise Busy(f'{path}: held by another process; wait for it, or end it') from None
-                time.sleep(.1)
-            else: break
+                if time.monotonic() >= until:
+                    raise Busy(f'{path}: held by another process; wait for it, or end it') from None
+                time.sleep(0.1)
+            else:
+                break
         f.truncate(0)
         yield f
 
+
 def is_held(
-    path,   # of a lock
-)->bool:    # does a process hold it?
+    path,  # of a lock
+) -> bool:  # does a process hold it?
     "Look at a lock without disturbing those who want it."
-    try: f = open(path, encoding='utf-8')
-    except FileNotFoundError: return False
+    try:
+        f = open(path, encoding='utf-8')
+    except FileNotFoundError:
+        return False
     with f:
-        try: fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError: return True
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         return False
 
+
 def lock_of(
-    run_dir,          # folder of a run
-    kind:str='lock',  # 'lock' of who trains, or 'claim' of who executes the notebook
-)->Path:
+    run_dir,  # folder of a run
+    kind: str = 'lock',  # 'lock' of who trains, or 'claim' of who executes the notebook
+) -> Path:
     "Name a lock of a run."
     return Path(run_dir).with_name(f'.{Path(run_dir).name}.{kind}')
 
 # %% ../../nbs/83_grid.ipynb #dca4b732
 MARKS = ('config.yaml', 'stream.parquet')  # what a folder holds before its run.json
 
+
 def take_up(
-    config:Config,       # its run_dir may hold a run of this configuration, in any state
-    progress:bool=True,  # show a progress bar?
-)->experiment.Run:       # finished
+    config: Config,  # its run_dir may hold a run of this configuration, in any state
+    progress: bool = True,  # show a progress bar?
+) -> experiment.Run:  # finished
     "Run a configuration, or go on with it where it was left."
-    if config.run.run_dir is None: return experiment.run(config, progress=progress)
+    if config.run.run_dir is None:
+        return experiment.run(config, progress=progress)
     place = Path(config.run.run_dir)
     place.parent.mkdir(parents=True, exist_ok=True)
     with hold(lock_of(place), wait=10) as f:
         listeners = [_Mark(f)]
-        if not (place/'run.json').is_file():
-            for path in place.glob('*') if all(p.name in MARKS or p.suffix == '.part' for p in place.glob('*')) else (): path.unlink()
-            for path in place.glob('.*.part'): path.unlink()
+        if not (place / 'run.json').is_file():
+            for path in (
+                place.glob('*')
+                if all(p.name in MARKS or p.suffix == '.part' for p in place.glob('*'))
+                else ()
+            ):
+                path.unlink()
+            for path in place.glob('.*.part'):
+                path.unlink()
             return experiment.run(config, listeners, progress)
         found, own = experiment.Run(place).info['config_hash'], load_data(config)[1].hash
-        if found != own: raise ConfigError(f'run.run_dir = {str(place)!r}: holds a run of another configuration (hash {found}, this one has {own}); name another folder')
+        if found != own:
+            raise ConfigError(
+                f'run.run_dir = {str(place)!r}: holds a run of another configuration (hash {found}, this one has {own}); name another folder'
+            )
         return experiment.resume(place, listeners, progress)
+
 
 class _Mark:
     "Write host, process and step into the file of a lock, twice a second at most."
-    def __init__(self, f): self.f, self.last = f, 0.
+
+    def __init__(self, f):
+        self.f, self.last = f, 0.0
 
     def __call__(self, event):
-        if not isinstance(event, StepDone) or time.monotonic() < self.last+.5: return
+        if not isinstance(event, StepDone) or time.monotonic() < self.last + 0.5:
+            return
         self.last = time.monotonic()
-        self.f.seek(0); self.f.truncate()
-        self.f.write(f'{socket.gethostname()} {os.getpid()} {event.step}'); self.f.flush()
+        self.f.seek(0)
+        self.f.truncate()
+        self.f.write(f'{socket.gethostname()} {os.getpid()} {event.step}')
+        self.f.flush()
 
 # %% ../../nbs/83_grid.ipynb #d84f080a
 OUTSIDE = ('KeyboardInterrupt', 'SystemExit', 'OSError', 'Busy')  # errors that say nothing about a run
 UNWRITTEN = 'inline_container.cc'  # in torch's RuntimeError when a checkpoint cannot be written
 
-def _record(path:Path)->tuple:
+
+def _record(path: Path) -> tuple:
     "Read off a record: complete?, name of the error, its text."
-    try: cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    except (OSError, ValueError, KeyError): return False, None, None
+    try:
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    except (OSError, ValueError, KeyError):
+        return False, None, None
     code = [cell for cell in cells if cell['cell_type'] == 'code']
     errors = [out for cell in code for out in cell['outputs'] if out['output_type'] == 'error']
-    if errors: return False, 'OSError' if UNWRITTEN in errors[0]['evalue'] else errors[0]['ename'], errors[0]['evalue']
+    if errors:
+        return (
+            False,
+            'OSError' if UNWRITTEN in errors[0]['evalue'] else errors[0]['ename'],
+            errors[0]['evalue'],
+        )
     return bool(code) and code[-1]['execution_count'] is not None, None, None
 
+
 def read_progress(
-    folder,       # of the batch
-    run:Planned,
-)->tuple:         # [steps] done and planned; planned is None before there is a stream
+    folder,  # of the batch
+    run: Planned,
+) -> tuple:  # [steps] done and planned; planned is None before there is a stream
     "See how far a run is: by its lock while it is trained, else by its newest checkpoint."
-    place, c = Path(folder)/run.name, run.config
-    try: rows = pq.read_metadata(place/'stream.parquet').num_rows
-    except (OSError, ValueError): return 0, None
+    place, c = Path(folder) / run.name, run.config
+    try:
+        rows = pq.read_metadata(place / 'stream.parquet').num_rows
+    except (OSError, ValueError):
+        return 0, None
     said = lock_of(place).read_text(encoding='utf-8').split() if is_held(lock_of(place)) else []
-    return int(said[2]) if len(said) == 3 else max(list_checkpoints(place), default=0), int(-(-rows//c.data.batch_size)*c.training.updates_per_batch)
+    return int(said[2]) if len(said) == 3 else max(list_checkpoints(place), default=0), int(
+        -(-rows // c.data.batch_size) * c.training.updates_per_batch
+    )
+
 
 def read_state(
-    folder,          # of the batch
-    run:Planned,
-    claimed:bool=False,  # is the claim held by the one who asks?
-)->dict:             # state, step, of, accuracy, seconds, error
+    folder,  # of the batch
+    run: Planned,
+    claimed: bool = False,  # is the claim held by the one who asks?
+) -> dict:  # state, step, of, accuracy, seconds, error
     "Read the state of a run from its folder."
-    place, record = Path(folder)/run.name, Path(folder)/f'{run.name}.ipynb'
-    info = json.loads((place/'run.json').read_text(encoding='utf-8')) if (place/'run.json').is_file() else {}
+    place, record = Path(folder) / run.name, Path(folder) / f'{run.name}.ipynb'
+    info = (
+        json.loads((place / 'run.json').read_text(encoding='utf-8')) if (place / 'run.json').is_file() else {}
+    )
     step, of = read_progress(folder, run)
     row = dict(state='waiting', step=step, of=of, accuracy=None, seconds=None, error=None)
     if 'cost' in info:
         seconds = info['cost']['seconds']
-        row |= dict(step=info['cost']['updates'], of=info['cost']['updates'], seconds=round(seconds['train']+seconds['evaluate'], 1))
+        row |= dict(
+            step=info['cost']['updates'],
+            of=info['cost']['updates'],
+            seconds=round(seconds['train'] + seconds['evaluate'], 1),
+        )
     complete, error, said = _record(record)
-    if not claimed and (is_held(lock_of(place)) or is_held(lock_of(place, 'claim'))): row['state'] = 'running'
-    elif info.get('status') == 'finished' and complete: row |= dict(state='finished', accuracy=metrics.average_accuracy(experiment.Run(place).R))
-    elif error and error not in OUTSIDE: row |= dict(state='failed', error=f'{error}: {said}')
-    elif place.exists() or record.exists(): row['state'] = 'stopped'
+    if not claimed and (is_held(lock_of(place)) or is_held(lock_of(place, 'claim'))):
+        row['state'] = 'running'
+    elif info.get('status') == 'finished' and complete:
+        row |= dict(state='finished', accuracy=metrics.average_accuracy(experiment.Run(place).R))
+    elif error and error not in OUTSIDE:
+        row |= dict(state='failed', error=f'{error}: {said}')
+    elif place.exists() or record.exists():
+        row['state'] = 'stopped'
     return row
 
 # %% ../../nbs/83_grid.ipynb #ee69135c
 METRICS = ('average_accuracy', 'forgetting', 'learning_accuracy')
 
+
 def collect(
-    folder,     # of the batch
-    runs:list,  # of `Planned`
-)->pd.DataFrame:  # one row for each finished run
+    folder,  # of the batch
+    runs: list,  # of `Planned`
+) -> pd.DataFrame:  # one row for each finished run
     "Gather the results of a batch."
     rows = []
     for planned in runs:
-        if read_state(folder, planned)['state'] != 'finished': continue
-        run = experiment.Run(Path(folder)/planned.name)
+        if read_state(folder, planned)['state'] != 'finished':
+            continue
+        run = experiment.Run(Path(folder) / planned.name)
         keys = {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in planned.keys.items()}
-        numbers = {f'{reading}_{name}': getattr(metrics, name)(R) for reading, R in (('class_il', run.R), ('task_il', run.R_task)) for name in METRICS}
-        cost = {k: v for k, v in run.cost.items() if k != 'seconds'} | {f'{k}_seconds': v for k, v in run.cost['seconds'].items()}
+        numbers = {
+            f'{reading}_{name}': getattr(metrics, name)(R)
+            for reading, R in (('class_il', run.R), ('task_il', run.R_task))
+            for name in METRICS
+        }
+        cost = {k: v for k, v in run.cost.items() if k != 'seconds'} | {
+            f'{k}_seconds': v for k, v in run.cost['seconds'].items()
+        }
         proof = {k: run.info[k] for k in ('stream_hash', 'weights_hash', 'config_hash', 'commit')}
-        rows.append(dict(id=planned.id, name=planned.name, method=run.config.continual_learning.method, **{k: v for k, v in keys.items() if k != 'method'}, **numbers, **cost, **proof))
+        rows.append(
+            dict(
+                id=planned.id,
+                name=planned.name,
+                method=run.config.continual_learning.method,
+                **{k: v for k, v in keys.items() if k != 'method'},
+                **numbers,
+                **cost,
+                **proof,
+            )
+        )
     return pd.DataFrame(rows)
 
+
 def tabulate(
-    folder,     # of the batch
-    runs:list,  # of `Planned`
-)->pd.DataFrame:  # id, method, seed, what sets it apart, state, step, of, accuracy, seconds, error
+    folder,  # of the batch
+    runs: list,  # of `Planned`
+) -> pd.DataFrame:  # id, method, seed, what sets it apart, state, step, of, accuracy, seconds, error
     "Put the state of each run into a table."
-    return pd.DataFrame([dict(id=run.id[:8], method=run.config.continual_learning.method, seed=run.config.run.seed,
-                              **{k: v for k, v in run.keys.items() if k not in ('method', 'seed')}, **read_state(folder, run)) for run in runs])
+    return pd.DataFrame(
+        [
+            dict(
+                id=run.id[:8],
+                method=run.config.continual_learning.method,
+                seed=run.config.run.seed,
+                **{k: v for k, v in run.keys.items() if k not in ('method', 'seed')},
+                **read_state(folder, run),
+            )
+            for run in runs
+        ]
+    )

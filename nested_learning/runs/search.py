@@ -12,103 +12,165 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..train.build import build, load_data
-from .grid import Planned, configure, plan, read_state, read_yaml
 from ..config.load import KEYS, Config, ConfigError
 from ..core import derive_seed, write_text
 from .engines import run_pool
 from .experiment import Run
 from .folder import update_run_json
+from .grid import Planned, configure, plan, read_state, read_yaml
+from ..train.build import build, load_data
 
 # %% ../../nbs/86_search.ipynb #3309bd45
-SEARCH = dict(base={}, reported=None, tune_on=None, keys=None, trials=20, at_once=1, holdout=.2, seed=0)
+SEARCH = dict(base={}, reported=None, tune_on=None, keys=None, trials=20, at_once=1, holdout=0.2, seed=0)
 
-def _check_key(key:str, space):
+
+def _check_key(key: str, space):
     "Check what is to be tried for one key."
-    if key not in KEYS: raise ConfigError(f'keys.{key} = {space!r}: no key of a configuration; allowed: {", ".join(k for k, s in KEYS.items() if s != "run")}')
-    if KEYS[key] in ('run', 'data', 'evaluation') and key not in ('batch_size', 'augment'): raise ConfigError(f'keys.{key} = {space!r}: changes the stream or what is measured, not the learner; tune keys of model, training and continual_learning')
-    if isinstance(space, list) and len(space) > 1: return
+    if key not in KEYS:
+        raise ConfigError(
+            f'keys.{key} = {space!r}: no key of a configuration; allowed: {", ".join(k for k, s in KEYS.items() if s != "run")}'
+        )
+    if KEYS[key] in ('run', 'data', 'evaluation') and key not in ('batch_size', 'augment'):
+        raise ConfigError(
+            f'keys.{key} = {space!r}: changes the stream or what is measured, not the learner; tune keys of model, training and continual_learning'
+        )
+    if isinstance(space, list) and len(space) > 1:
+        return
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-    if not isinstance(space, dict) or not {'low', 'high'} <= set(space) <= {'low', 'high', 'log'} or not number(space['low']) or not number(space['high']) or space['low'] >= space['high']:
-        raise ConfigError(f'keys.{key} = {space!r}: must be a list of two or more choices, or a range such as {{low: 0.001, high: 0.5, log: true}} with low < high')
-    if space.get('log') and space['low'] <= 0: raise ConfigError(f'keys.{key} = {space!r}: low must be above 0 for log: true')
+    if (
+        not isinstance(space, dict)
+        or not {'low', 'high'} <= set(space) <= {'low', 'high', 'log'}
+        or not number(space['low'])
+        or not number(space['high'])
+        or space['low'] >= space['high']
+    ):
+        raise ConfigError(
+            f'keys.{key} = {space!r}: must be a list of two or more choices, or a range such as {{low: 0.001, high: 0.5, log: true}} with low < high'
+        )
+    if space.get('log') and space['low'] <= 0:
+        raise ConfigError(f'keys.{key} = {space!r}: low must be above 0 for log: true')
+
 
 def read_search(
-    path,   # YAML file
-)->dict:    # every entry, checked
+    path,  # YAML file
+) -> dict:  # every entry, checked
     "Read what to search for; refuse to look at the reported streams."
     asked = {**SEARCH, **read_yaml(path, tuple(SEARCH), 'search')}
     whole = lambda n, least: isinstance(n, int) and not isinstance(n, bool) and n >= least
-    if not isinstance(asked['keys'], dict) or not asked['keys']: raise ConfigError(f'keys = {asked["keys"]!r}: must hold key: [choices] or key: {{low: ..., high: ...}}')
-    for key, space in asked['keys'].items(): _check_key(key, space)
+    if not isinstance(asked['keys'], dict) or not asked['keys']:
+        raise ConfigError(
+            f'keys = {asked["keys"]!r}: must hold key: [choices] or key: {{low: ..., high: ...}}'
+        )
+    for key, space in asked['keys'].items():
+        _check_key(key, space)
     for name, least in (('trials', 1), ('at_once', 1), ('seed', 0)):
-        if not whole(asked[name], least): raise ConfigError(f'{name} = {asked[name]!r}: must be an integer, {least} or more')
-    if not isinstance(asked['reported'], list) or not asked['reported'] or not all(whole(n, 0) for n in asked['reported']):
-        raise ConfigError(f'reported = {asked["reported"]!r}: must list the stream seeds of the runs to be reported, such as [0, 1, 2]; without them nobody can tell that tuning stayed away from them')
+        if not whole(asked[name], least):
+            raise ConfigError(f'{name} = {asked[name]!r}: must be an integer, {least} or more')
+    if (
+        not isinstance(asked['reported'], list)
+        or not asked['reported']
+        or not all(whole(n, 0) for n in asked['reported'])
+    ):
+        raise ConfigError(
+            f'reported = {asked["reported"]!r}: must list the stream seeds of the runs to be reported, such as [0, 1, 2]; without them nobody can tell that tuning stayed away from them'
+        )
     on = asked['tune_on']
-    if not isinstance(on, dict) or len(on) != 1 or not set(on) <= {'stream_seed', 'first_tasks'}: raise ConfigError(f'tune_on = {on!r}: must be {{stream_seed: N}} for another class order, or {{first_tasks: k}}')
-    if not whole(*{'stream_seed': (on.get('stream_seed'), 0), 'first_tasks': (on.get('first_tasks'), 1)}[next(iter(on))]): raise ConfigError(f'tune_on = {on!r}: must be an integer')
+    if not isinstance(on, dict) or len(on) != 1 or not set(on) <= {'stream_seed', 'first_tasks'}:
+        raise ConfigError(
+            f'tune_on = {on!r}: must be {{stream_seed: N}} for another class order, or {{first_tasks: k}}'
+        )
+    if not whole(
+        *{'stream_seed': (on.get('stream_seed'), 0), 'first_tasks': (on.get('first_tasks'), 1)}[
+            next(iter(on))
+        ]
+    ):
+        raise ConfigError(f'tune_on = {on!r}: must be an integer')
     tuning_keys(asked)
     return asked
 
 # %% ../../nbs/86_search.ipynb #32876d3e
-def _order(config:Config)->tuple:
+def _order(config: Config) -> tuple:
     "Make the stream of a configuration; give the order of its classes."
     data, config = load_data(config)
     return build(config, data).stream.class_order
 
+
 def tuning_keys(
-    search:dict,  # of `read_search`
-)->dict:          # keys that turn the base into the configuration of the trials
+    search: dict,  # of `read_search`
+) -> dict:  # keys that turn the base into the configuration of the trials
     "Choose the stream of the trials; raise if it is a reported one."
     base, on, seeds = search['base'], search['tune_on'], search['reported']
     own = dict(holdout=search['holdout'], seed=search['seed'])
     if 'stream_seed' in on:
         seed = on['stream_seed']
-        if seed in seeds: raise ConfigError(f'tune_on.stream_seed = {seed}: is a reported stream (reported = {seeds}); take another seed, such as {max(seeds)+100}')
+        if seed in seeds:
+            raise ConfigError(
+                f'tune_on.stream_seed = {seed}: is a reported stream (reported = {seeds}); take another seed, such as {max(seeds) + 100}'
+            )
         order = _order(configure(base, dict(own, stream_seed=seed)))
         for other in seeds:
-            if _order(configure(base, dict(stream_seed=other))) == order: raise ConfigError(f'tune_on.stream_seed = {seed}: gives the class order {list(order)} of the reported stream {other}; take another seed, and leave class_order out of the base')
+            if _order(configure(base, dict(stream_seed=other))) == order:
+                raise ConfigError(
+                    f'tune_on.stream_seed = {seed}: gives the class order {list(order)} of the reported stream {other}; take another seed, and leave class_order out of the base'
+                )
         return dict(own, stream_seed=seed)
     config, k = configure(base, dict(stream_seed=seeds[0])), on['first_tasks']
-    if config.schedule not in ('blurry', 'split', 'i-blurry', 'gradual'): raise ConfigError(f'tune_on.first_tasks = {k}: the tasks of strategy {config.continual_learning.strategy} have no classes of their own; use stream_seed')
-    if k >= config.data.num_tasks: raise ConfigError(f'tune_on.first_tasks = {k}: is the whole reported stream of {config.data.num_tasks} tasks; take fewer')
+    if config.schedule not in ('blurry', 'split', 'i-blurry', 'gradual'):
+        raise ConfigError(
+            f'tune_on.first_tasks = {k}: the tasks of strategy {config.continual_learning.strategy} have no classes of their own; use stream_seed'
+        )
+    if k >= config.data.num_tasks:
+        raise ConfigError(
+            f'tune_on.first_tasks = {k}: is the whole reported stream of {config.data.num_tasks} tasks; take fewer'
+        )
     order, each = _order(config), load_data(config)[1].data.classes_per_task
-    keys = dict(own, stream_seed=seeds[0], num_tasks=k, classes_per_task=each, class_order=list(order[:k*each]))
+    keys = dict(
+        own, stream_seed=seeds[0], num_tasks=k, classes_per_task=each, class_order=list(order[: k * each])
+    )
     _order(configure(base, keys))  # says what is wrong with the share held out
     return keys
 
 # %% ../../nbs/86_search.ipynb #beae2273
 def score(
-    run,       # a finished run
-)->float:      # mean class-IL accuracy over tasks
+    run,  # a finished run
+) -> float:  # mean class-IL accuracy over tasks
     "Judge a trial by its last look at held-out images."
     rows = run.evaluations
     last = rows[(rows.split == 'holdout') & (rows.readout == run.readout) & (rows.step == rows.step.max())]
     return float(last.drop_duplicates('task', keep='last').class_il.mean())
 
-def _suggest(trial, key:str, space):
+
+def _suggest(trial, key: str, space):
     "Ask for the value of one key; choices may be lists, which Optuna does not take."
-    if isinstance(space, list): return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in space]))
-    suggest = trial.suggest_int if isinstance(space['low'], int) and isinstance(space['high'], int) else trial.suggest_float
+    if isinstance(space, list):
+        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in space]))
+    suggest = (
+        trial.suggest_int
+        if isinstance(space['low'], int) and isinstance(space['high'], int)
+        else trial.suggest_float
+    )
     return suggest(key, space['low'], space['high'], log=bool(space.get('log')))
 
 # %% ../../nbs/86_search.ipynb #3914c6e2
 def tune(
-    search:dict,  # of `read_search`
-    folder,       # for the trials
-    name:str,     # of the search
-    show=None,    # show bars? None: on a screen only
-)->pd.DataFrame:  # one row for each trial: number, keys, state, held-out accuracy, run folder
+    search: dict,  # of `read_search`
+    folder,  # for the trials
+    name: str,  # of the search
+    show=None,  # show bars? None: on a screen only
+) -> pd.DataFrame:  # one row for each trial: number, keys, state, held-out accuracy, run folder
     "Search, or go on with a search."
-    try: import optuna
-    except ImportError: raise ConfigError('tune: Optuna is not installed: pip install "nested-learning-workbook[search]"') from None
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError(
+            'tune: Optuna is not installed: pip install "nested-learning-workbook[search]"'
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder, fixed, rows = Path(folder), tuning_keys(search), []
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(direction='maximize')
     for start in range(0, search['trials'], search['at_once']):
-        numbers, asked, runs = range(start, min(start+search['at_once'], search['trials'])), [], []
+        numbers, asked, runs = range(start, min(start + search['at_once'], search['trials'])), [], []
         for n in numbers:
             study.sampler = optuna.samplers.TPESampler(seed=derive_seed(search['seed'], f'trial {n}') % 2**32)
             asked.append(study.ask())
@@ -118,31 +180,41 @@ def tune(
         for n, trial, run in zip(numbers, asked, runs):
             rows.append(dict(trial=n, **run.keys, **_judge(folder, run, name, n), folder=run.name))
             value = rows[-1]['holdout_accuracy']
-            study.tell(trial, value, state=optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL)
+            study.tell(
+                trial,
+                value,
+                state=optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL,
+            )
     return pd.DataFrame(rows)
 
-def _judge(folder:Path, run:Planned, name:str, number:int)->dict:
+
+def _judge(folder: Path, run: Planned, name: str, number: int) -> dict:
     "Read a trial, and mark its folder."
     state = read_state(folder, run)['state']
-    value = score(Run(folder/run.name)) if state == 'finished' else None
-    if (folder/run.name/'run.json').is_file(): update_run_json(folder/run.name, tuning=dict(search=name, trial=number, holdout_accuracy=value))
+    value = score(Run(folder / run.name)) if state == 'finished' else None
+    if (folder / run.name / 'run.json').is_file():
+        update_run_json(folder / run.name, tuning=dict(search=name, trial=number, holdout_accuracy=value))
     return dict(state=state, holdout_accuracy=value)
 
 # %% ../../nbs/86_search.ipynb #ee8696a8
 def tune_folder(
-    path,        # YAML file of a search
-    folder,      # for the trials; may hold a batch as well
-    show=None,   # show bars? None: on a screen only
-)->pd.DataFrame: # of `tune`
+    path,  # YAML file of a search
+    folder,  # for the trials; may hold a batch as well
+    show=None,  # show bars? None: on a screen only
+) -> pd.DataFrame:  # of `tune`
     "Search as a file says; leave its copy and the best configuration in the folder."
     search, name, folder = read_search(path), Path(path).stem, Path(folder)
-    copy = folder/f'search-{name}.yaml'
-    if copy.is_file() and {k: v for k, v in read_search(copy).items() if k != 'trials'} != {k: v for k, v in search.items() if k != 'trials'}:
-        raise ConfigError(f'folder = {str(folder)!r}: holds another search of the name {name}; only its trials may change: name another folder')
+    copy = folder / f'search-{name}.yaml'
+    if copy.is_file() and {k: v for k, v in read_search(copy).items() if k != 'trials'} != {
+        k: v for k, v in search.items() if k != 'trials'
+    }:
+        raise ConfigError(
+            f'folder = {str(folder)!r}: holds another search of the name {name}; only its trials may change: name another folder'
+        )
     write_text(copy, yaml.safe_dump(search, sort_keys=False, default_flow_style=None, width=140))
     table = tune(search, folder, name, show)
     found = table.dropna(subset='holdout_accuracy')
     if len(found):
         best = found.loc[[found.holdout_accuracy.idxmax()]].to_dict('records')[0]
-        configure(search['base'], {k: best[k] for k in search['keys']}).to_yaml(folder/f'best-{name}.yaml')
+        configure(search['base'], {k: best[k] for k in search['keys']}).to_yaml(folder / f'best-{name}.yaml')
     return table

@@ -6,30 +6,37 @@
 __all__ = ['COSTS', 'run_all', 'read_numbers', 'gather_results']
 
 # %% ../../nbs/85_studies.ipynb #15969e96
-import os, warnings
+import os
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from tqdm import tqdm
 
+from ..config.load import Config, ConfigError
 from ..measure import metrics
 from .grid import METRICS, take_up
-from ..config.load import Config, ConfigError
 
 # %% ../../nbs/85_studies.ipynb #4f3c2923
-def _make(config:Config)->tuple:  # run, what it warned of
+def _make(config: Config) -> tuple:  # run, what it warned of
     "Make one run in a process of the pool."
-    with warnings.catch_warnings(record=True) as heard: run = take_up(config, progress=False)
+    with warnings.catch_warnings(record=True) as heard:
+        run = take_up(config, progress=False)
     return run, [str(w.message) for w in heard]
 
+
 def run_all(
-    configs:dict,      # name -> Config, each with a `run_dir` of its own
-    workers:int=None,  # runs at a time; None: one for each CPU core
-)->dict:               # name -> `experiment.Run`, finished, in the order asked for
+    configs: dict,  # name -> Config, each with a `run_dir` of its own
+    workers: int = None,  # runs at a time; None: one for each CPU core
+) -> dict:  # name -> `experiment.Run`, finished, in the order asked for
     "Make the runs that are missing, some at a time."
     places = [c.run.run_dir for c in configs.values()]
-    if None in places or len(set(places)) < len(places): raise ConfigError(f'run.run_dir = {places}: each run needs a folder of its own')
-    single = {name: c if c.run.threads else c.model_copy(update=dict(run=c.run.model_copy(update=dict(threads=1)))) for name, c in configs.items()}
+    if None in places or len(set(places)) < len(places):
+        raise ConfigError(f'run.run_dir = {places}: each run needs a folder of its own')
+    single = {
+        name: c if c.run.threads else c.model_copy(update=dict(run=c.run.model_copy(update=dict(threads=1))))
+        for name, c in configs.items()
+    }
     pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context('spawn'))
     jobs = {pool.submit(_make, config): name for name, config in single.items()}
     done, bar = {}, tqdm(total=len(jobs), unit='run', disable=not jobs)
@@ -38,32 +45,68 @@ def run_all(
             for job in as_completed(jobs):
                 done[jobs[job]] = job.result()
                 bar.update()
-    finally: pool.shutdown(cancel_futures=True)  # after a failure: those that have begun end, the others are not begun
-    for said in dict.fromkeys(text for _, heard in done.values() for text in heard): warnings.warn(said)
+    finally:
+        pool.shutdown(
+            cancel_futures=True
+        )  # after a failure: those that have begun end, the others are not begun
+    for said in dict.fromkeys(text for _, heard in done.values() for text in heard):
+        warnings.warn(said)
     return {name: done[name][0] for name in configs}
 
 # %% ../../nbs/85_studies.ipynb #810586f4
-COSTS = ('updates', 'views_per_row', 'train_flops', 'memory_bytes', 'method_bytes', 'averages_bytes', 'optimizer_bytes')
+COSTS = (
+    'updates',
+    'views_per_row',
+    'train_flops',
+    'memory_bytes',
+    'method_bytes',
+    'averages_bytes',
+    'optimizer_bytes',
+)
 
-def _plain(R)->list: return [[None if x != x else round(float(x), 6) for x in row] for row in R]
+
+def _plain(R) -> list:
+    return [[None if x != x else round(float(x), 6) for x in row] for row in R]
+
 
 def read_numbers(
-    run,     # `experiment.Run`, finished
-)->dict:     # seed, R, R_task, metrics (task-IL: `..._task`), cost, hashes, commit
+    run,  # `experiment.Run`, finished
+) -> dict:  # seed, R, R_task, metrics (task-IL: `..._task`), cost, hashes, commit
     "Read what one run contributes to a study."
-    measured = {f'{name}{end}': getattr(metrics, name)(R) for end, R in (('', run.R), ('_task', run.R_task)) for name in METRICS}
-    return dict(seed=run.config.run.seed, R=_plain(run.R), R_task=_plain(run.R_task), **{k: None if v != v else v for k, v in measured.items()},
-                **{k: run.cost[k] for k in COSTS}, train_seconds=run.cost['seconds']['train'], stream_hash=run.info['stream_hash'], weights_hash=run.weights_hash, commit=run.info['commit'])
+    measured = {
+        f'{name}{end}': getattr(metrics, name)(R)
+        for end, R in (('', run.R), ('_task', run.R_task))
+        for name in METRICS
+    }
+    return dict(
+        seed=run.config.run.seed,
+        R=_plain(run.R),
+        R_task=_plain(run.R_task),
+        **{k: None if v != v else v for k, v in measured.items()},
+        **{k: run.cost[k] for k in COSTS},
+        train_seconds=run.cost['seconds']['train'],
+        stream_hash=run.info['stream_hash'],
+        weights_hash=run.weights_hash,
+        commit=run.info['commit'],
+    )
 
 # %% ../../nbs/85_studies.ipynb #d55e5a6c
 def gather_results(
-    runs:dict,      # (variant, seed) -> `experiment.Run`
-    config:Config,  # what all variants share
-)->dict:            # ready for JSON
+    runs: dict,  # (variant, seed) -> `experiment.Run`
+    config: Config,  # what all variants share
+) -> dict:  # ready for JSON
     "Gather the numbers of all runs, with data, machine, versions and commits."
     variants, seeds = ({key[i]: None for key in runs} for i in (0, 1))
-    if missing := [(v, s) for v in variants for s in seeds if (v, s) not in runs]: raise ValueError(f'runs lack {missing}: each variant needs every seed of {list(seeds)}')
+    if missing := [(v, s) for v in variants for s in seeds if (v, s) not in runs]:
+        raise ValueError(f'runs lack {missing}: each variant needs every seed of {list(seeds)}')
     one = next(iter(runs.values()))
     commits = dict.fromkeys(run.info['commit'] or 'unknown' for run in runs.values())
-    return dict(data=one.config.data.dataset_name, config=config.model_dump(mode='json'), seeds=[int(s) for s in seeds], hardware=one.info['hardware'], versions=one.info['versions'],
-                commit=', '.join(commits), methods={str(v): [read_numbers(runs[v, s]) for s in seeds] for v in variants})
+    return dict(
+        data=one.config.data.dataset_name,
+        config=config.model_dump(mode='json'),
+        seeds=[int(s) for s in seeds],
+        hardware=one.info['hardware'],
+        versions=one.info['versions'],
+        commit=', '.join(commits),
+        methods={str(v): [read_numbers(runs[v, s]) for s in seeds] for v in variants},
+    )

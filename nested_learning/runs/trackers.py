@@ -6,68 +6,102 @@
 __all__ = ['scalars', 'Tracker', 'tensorboard', 'wandb', 'mlflow']
 
 # %% ../../nbs/87_trackers.ipynb #2827e70d
-import importlib, math
+import importlib
+import math
 
 from ..train.learner import Evaluated, OodMeasured, RunEnded, StepDone
 
 # %% ../../nbs/87_trackers.ipynb #1b064880
 def scalars(
-    event,   # of a learner
-)->dict:     # name -> number; empty for events without any
+    event,  # of a learner
+) -> dict:  # name -> number; empty for events without any
     "Read the numbers off an event."
     if isinstance(event, StepDone):
-        named = {'loss': event.loss, 'grad_norm': event.grad_norm, 'accuracy': event.accuracy} | {f'drift/{level}': d for level, d in event.drift.items()}
+        named = {'loss': event.loss, 'grad_norm': event.grad_norm, 'accuracy': event.accuracy} | {
+            f'drift/{level}': d for level, d in event.drift.items()
+        }
     elif isinstance(event, Evaluated):
-        named = {f'{event.split}/{row["readout"]}/{key}/task {row["task"]}': row[key] for row in event.rows for key in ('class_il', 'task_il')}
-    elif isinstance(event, OodMeasured): named = {f'ood/{row["readout"]}/{key}': row[key] for row in event.rows for key in ('ood_auroc', 'false_accept')}
-    else: named = {}
+        named = {
+            f'{event.split}/{row["readout"]}/{key}/task {row["task"]}': row[key]
+            for row in event.rows
+            for key in ('class_il', 'task_il')
+        }
+    elif isinstance(event, OodMeasured):
+        named = {
+            f'ood/{row["readout"]}/{key}': row[key]
+            for row in event.rows
+            for key in ('ood_auroc', 'false_accept')
+        }
+    else:
+        named = {}
     return {name: value for name, value in named.items() if math.isfinite(value)}
+
 
 class Tracker:
     "Hand the numbers of a run on as they come; give it to `run` as a listener."
-    def __init__(self,
-        log,          # called with a dictionary name -> number, and the step
-        close=None,   # called at the end of the run
-    ): self.log, self.close = log, close
+
+    def __init__(
+        self,
+        log,  # called with a dictionary name -> number, and the step
+        close=None,  # called at the end of the run
+    ):
+        self.log, self.close = log, close
 
     def __call__(self, event):
         "Take one event."
-        if named := scalars(event): self.log(named, event.step)
-        if isinstance(event, RunEnded) and self.close: self.close()
+        if named := scalars(event):
+            self.log(named, event.step)
+        if isinstance(event, RunEnded) and self.close:
+            self.close()
 
 # %% ../../nbs/87_trackers.ipynb #56cdcbbb
-def _package(name:str):
-    try: return importlib.import_module(name)
-    except ImportError: raise ImportError(f'{name} is not installed: pip install "nested-learning-workbook[trackers]"') from None
+def _package(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(
+            f'{name} is not installed: pip install "nested-learning-workbook[trackers]"'
+        ) from None
+
 
 def tensorboard(
-    folder,     # where the event files go; `tensorboard --logdir` shows them
-)->Tracker:
+    folder,  # where the event files go; `tensorboard --logdir` shows them
+) -> Tracker:
     "Write to TensorBoard."
     _package('tensorboard')
     writer = _package('torch.utils.tensorboard').SummaryWriter(str(folder))
+
     def log(named, step):
-        for name, value in named.items(): writer.add_scalar(name.replace(' ', '_'), value, step)
+        for name, value in named.items():
+            writer.add_scalar(name.replace(' ', '_'), value, step)
+
     return Tracker(log, writer.close)
 
+
 def wandb(
-    folder,       # where the offline run goes
-    project:str='nested_learning',
-    **settings,   # of `wandb.init`, such as `config=config.model_dump(mode='json')`
-)->Tracker:
+    folder,  # where the offline run goes
+    project: str = 'nested_learning',
+    **settings,  # of `wandb.init`, such as `config=config.model_dump(mode='json')`
+) -> Tracker:
     "Write to Weights & Biases, offline unless told otherwise."
     own = _package('wandb').init(dir=str(folder), project=project, **{'mode': 'offline', **settings})
     return Tracker(lambda named, step: own.log(named, step=step), own.finish)
 
+
 def mlflow(
-    uri:str,    # of the store: 'sqlite:///mlflow.db', a folder by 'file:...', or a server
-    experiment:str='nested_learning',
-    name:str=None,  # of the run
-)->Tracker:
+    uri: str,  # of the store: 'sqlite:///mlflow.db', a folder by 'file:...', or a server
+    experiment: str = 'nested_learning',
+    name: str = None,  # of the run
+) -> Tracker:
     "Write to MLflow."
     client = _package('mlflow').MlflowClient(tracking_uri=uri)
     known = client.get_experiment_by_name(experiment)
-    own = client.create_run(known.experiment_id if known else client.create_experiment(experiment), run_name=name).info.run_id
+    own = client.create_run(
+        known.experiment_id if known else client.create_experiment(experiment), run_name=name
+    ).info.run_id
+
     def log(named, step):
-        for key, value in named.items(): client.log_metric(own, key, value, step=step)
+        for key, value in named.items():
+            client.log_metric(own, key, value, step=step)
+
     return Tracker(log, lambda: client.set_terminated(own))

@@ -6,139 +6,197 @@
 __all__ = ['CAN', 'SPEEDS', 'BUTTONS', 'Preview', 'Pair', 'complain', 'write_table', 'Cockpit']
 
 # %% ../../nbs/95_cockpit.ipynb #83a00003
-import html, math, shlex
+import html
+import math
+import shlex
 from types import SimpleNamespace
 
 import ipywidgets as W
 import pandas as pd
 from IPython import get_ipython
 
-from ..train.build import lay_out, load_data, split_data
 from ..config.load import Config, ConfigError, load_config
-from .controls import Controls, look
+from ..config.schema import RATIOS
 from ..runs.experiment import start
+from ..runs.folder import KINDS
+from .controls import Controls, look
 from .live import LiveRun, View
 from .panels import Figure, Hush, Painter, Panel, Screen, close_all, keep, tile
-from ..runs.folder import KINDS
 from .scenes import SCENES, compare, draw_pair
-from ..config.schema import RATIOS
+from ..train.build import lay_out, load_data, split_data
 
 # %% ../../nbs/95_cockpit.ipynb #83a00006
 class Preview:
     "Look at runs that have not begun; the data set is kept while configurations ask for the same one."
-    def __init__(self): self.forget()
-    def forget(self): self.asked = self.data = None
 
-    def __call__(self, config:Config)->View:  # of step 0
+    def __init__(self):
+        self.forget()
+
+    def forget(self):
+        self.asked = self.data = None
+
+    def __call__(self, config: Config) -> View:  # of step 0
         "Lay out what a run of this configuration would begin with."
         self.data, whole = load_data(config, self.data if config.data == self.asked else None)
         self.asked = config.data
         stream = lay_out(whole, split_data(whole, self.data)[0].labels)
-        return View(0, 0, 0, whole, stream, **{kind: pd.DataFrame(dict(step=[])) for kind in KINDS}, held=None)
+        return View(
+            0, 0, 0, whole, stream, **{kind: pd.DataFrame(dict(step=[])) for kind in KINDS}, held=None
+        )
 
 # %% ../../nbs/95_cockpit.ipynb #83a00009
 class Pair:
     "Hold a configuration, the run made of it, and perhaps a fork of that run."
-    def __init__(self, config=None, **keys):  # YAML file or `Config`, None: the defaults; keys that override it
-        self.path, self.keys = (None, config.model_dump(mode='json') | keys) if isinstance(config, Config) else (config, keys)
+
+    def __init__(
+        self, config=None, **keys
+    ):  # YAML file or `Config`, None: the defaults; keys that override it
+        self.path, self.keys = (
+            (None, config.model_dump(mode='json') | keys) if isinstance(config, Config) else (config, keys)
+        )
         self.runs, self.speed = {}, math.inf
         self.reset()
-    live = property(lambda self: self.runs.get(self.shown))  # the run that is shown and steered; None before the first step
+
+    live = property(
+        lambda self: self.runs.get(self.shown)
+    )  # the run that is shown and steered; None before the first step
     state = property(lambda self: self.live.state if self.live else 'ready')
     busy = property(lambda self: any(live.state in ('building', 'playing') for live in self.runs.values()))
 
     def reset(self):
         "Stop all runs, and go back to the configuration of the beginning."
-        for live in self.runs.values(): live.stop()
+        for live in self.runs.values():
+            live.stop()
         self.runs, self.shown, self.asked = {}, 'A', dict(self.keys)
         self.config = load_config(self.path, **self.asked)
 
-    def change(self, key:str, value):
+    def change(self, key: str, value):
         "Change a key: of the configuration, or of the run from its next step on."
-        if self.live: return self.live.turn(key, value)
+        if self.live:
+            return self.live.turn(key, value)
         self.asked[key] = value
         self.config = load_config(self.path, **self.asked)
 
-    def play(self): self._run().play()
-    def step(self): self._run().advance()
-    def pause(self): self._run().pause()
-    def stop(self): self._run().stop()
-    def limit(self, speed:float):  # [steps/s] at most
-        self.speed = speed
-        for live in self.runs.values(): live.limit(speed)
+    def play(self):
+        self._run().play()
 
-    def _run(self)->LiveRun:  # the run that is shown; made by the first that asks
+    def step(self):
+        self._run().advance()
+
+    def pause(self):
+        self._run().pause()
+
+    def stop(self):
+        self._run().stop()
+
+    def limit(self, speed: float):  # [steps/s] at most
+        self.speed = speed
+        for live in self.runs.values():
+            live.limit(speed)
+
+    def _run(self) -> LiveRun:  # the run that is shown; made by the first that asks
         if not self.live:
             config = load_config(self.path, **self.asked)
             self.runs = {'A': LiveRun(lambda: start(config), speed=self.speed)}
         return self.live
 
-    def fork(self, step:int):  # [steps]
+    def fork(self, step: int):  # [steps]
         "Start run B from the middle of the run that is shown, in place of the other one."
-        if not self.live: raise ValueError('there is no run to fork yet: press Play or Step first')
+        if not self.live:
+            raise ValueError('there is no run to fork yet: press Play or Step first')
         parent = self.live
         for live in self.runs.values():
-            if live is not parent: live.stop()
+            if live is not parent:
+                live.stop()
         self.runs, self.shown = {'A': parent, 'B': parent.fork(step)}, 'B'
         self.limit(self.speed)
 
 # %% ../../nbs/95_cockpit.ipynb #83a0000c
-CAN = dict(ready=('play', 'step'), building=('pause', 'stop'), playing=('pause', 'stop', 'reset'), paused=('play', 'step', 'stop', 'reset'),
-           finished=('reset',), stopped=('reset',), failed=('reset',))  # state -> buttons that mean something
+CAN = dict(
+    ready=('play', 'step'),
+    building=('pause', 'stop'),
+    playing=('pause', 'stop', 'reset'),
+    paused=('play', 'step', 'stop', 'reset'),
+    finished=('reset',),
+    stopped=('reset',),
+    failed=('reset',),
+)  # state -> buttons that mean something
+
 
 def _describe(
     cockpit,
-    view:View,  # of the run that is shown
-)->str:         # HTML
+    view: View,  # of the run that is shown
+) -> str:  # HTML
     "Say in a line how things are."
     live, name = cockpit.pair.live, f'{cockpit.pair.shown}: ' if 'B' in cockpit.pair.runs else ''
-    back = f', looking back to step {view.step:,} of {live.step:,}' if live and view.step < live.step else f', step {view.step:,}'
+    back = (
+        f', looking back to step {view.step:,} of {live.step:,}'
+        if live and view.step < live.step
+        else f', step {view.step:,}'
+    )
     return f'<b>{name}{cockpit.pair.state}</b>{back}, row {view.position:,} of {len(view.stream):,}, task {view.task}'
 
+
 def complain(
-    text:str,  # what is wrong; '' for nothing
-)->str:        # HTML
+    text: str,  # what is wrong; '' for nothing
+) -> str:  # HTML
     "Write a message that stands out."
     return f'<b style="color:#D55E00">Not possible.</b> {html.escape(text)}' if text else ''
 
+
 def write_table(
-    table:pd.DataFrame,  # of `compare`
-)->str:                  # HTML
+    table: pd.DataFrame,  # of `compare`
+) -> str:  # HTML
     "Write the differences of two runs."
-    if not len(table): return 'The differences in numbers come when both runs have ended a task.'
+    if not len(table):
+        return 'The differences in numbers come when both runs have ended a task.'
     return table.to_html(float_format=lambda x: f'{x:.1f}', na_rep='-', border=0)
 
 # %% ../../nbs/95_cockpit.ipynb #83a0000f
 def _draw_scenes(
     cockpit,
-    views:dict,     # 'A' and perhaps 'B' -> `View`
-    most:int=None,  # figures; None: all that changed
+    views: dict,  # 'A' and perhaps 'B' -> `View`
+    most: int = None,  # figures; None: all that changed
 ):
     "Draw the figures that are out of date."
     view, which = views[cockpit.pair.shown], id(cockpit.pair.live)
     jobs = {name: ((which, scene.key(view)), scene.draw, (view,)) for name, scene in SCENES.items()}
-    if 'B' in views: jobs['pair'] = (tuple((id(one.stream), one.step, len(one.evaluations)) for one in views.values()), draw_pair, (views['A'], views['B']))
+    if 'B' in views:
+        jobs['pair'] = (
+            tuple((id(one.stream), one.step, len(one.evaluations)) for one in views.values()),
+            draw_pair,
+            (views['A'], views['B']),
+        )
     late = [name for name in cockpit.drawn if name in jobs and cockpit.drawn[name] != jobs[name][0]][:most]
     for name in late:
         key, draw, given = jobs[name]
         cockpit.figures[name].show(draw(*given))
-        cockpit.drawn = {**{other: drawn for other, drawn in cockpit.drawn.items() if other != name}, name: key}  # to the end of the queue
-    if 'pair' in late: cockpit.table.value = write_table(compare(views['A'], views['B']))
+        cockpit.drawn = {
+            **{other: drawn for other, drawn in cockpit.drawn.items() if other != name},
+            name: key,
+        }  # to the end of the queue
+    if 'pair' in late:
+        cockpit.table.value = write_table(compare(views['A'], views['B']))
+
 
 def _show_state(
     cockpit,
-    view:View,  # of the run that is shown
+    view: View,  # of the run that is shown
 ):
     "Bring status, buttons, locks and timeline up to date."
     b, live, t = cockpit.buttons, cockpit.pair.live, cockpit.timeline
     cockpit.status.value = _describe(cockpit, view)
-    for name in ('play', 'pause', 'step', 'stop', 'reset'): getattr(b, name).disabled = name not in CAN[cockpit.pair.state]
-    for name in ('fork', 'save'): getattr(b, name).disabled = not (live and live.step)
+    for name in ('play', 'pause', 'step', 'stop', 'reset'):
+        getattr(b, name).disabled = name not in CAN[cockpit.pair.state]
+    for name in ('fork', 'save'):
+        getattr(b, name).disabled = not (live and live.step)
     cockpit.controls.locked(live is not None)
     with cockpit.hush:
         t.max = max(live.step if live else 0, 1)
-        if b.now.value: t.value = view.step
-        if b.which.options != tuple(cockpit.pair.runs): b.which.options = tuple(cockpit.pair.runs)
+        if b.now.value:
+            t.value = view.step
+        if b.which.options != tuple(cockpit.pair.runs):
+            b.which.options = tuple(cockpit.pair.runs)
         b.which.value = cockpit.pair.shown if cockpit.pair.runs else None
         b.which.layout.display = '' if 'B' in cockpit.pair.runs else 'none'
     cockpit.comparison.layout.display = 'flex' if 'B' in cockpit.pair.runs else 'none'
@@ -150,73 +208,123 @@ def _hear(
     "Pass on what the runs say; let the controls show what is in force."
     pair, live = cockpit.pair, cockpit.pair.live
     if live is None:
-        if cockpit.previewed is not pair.config: cockpit.preview, cockpit.previewed = cockpit.ahead(pair.config), pair.config
+        if cockpit.previewed is not pair.config:
+            cockpit.preview, cockpit.previewed = cockpit.ahead(pair.config), pair.config
         return
     cockpit.ahead.forget()  # the run has images of its own
-    if live.state == 'failed': cockpit.say(live.error)
-    if live.refused: cockpit.say(live.refused)
+    if live.state == 'failed':
+        cockpit.say(live.error)
+    if live.refused:
+        cockpit.say(live.refused)
     if live.view() is not None and (live.refused or cockpit.steered is not live):
         cockpit.controls.show(live.view().config)
         live.refused, cockpit.steered = None, live
 
+
 def _tick(
     cockpit,
-    most:int=None,  # figures to draw; None: all that changed
+    most: int = None,  # figures to draw; None: all that changed
 ):
     "Look once at everything and draw what is out of date: the painter's work."
     _hear(cockpit)
     pair, step = cockpit.pair, None if cockpit.buttons.now.value else cockpit.timeline.value
     views = {name: live.view(step) for name, live in pair.runs.items()} or {'A': cockpit.preview}
     views = {name: view for name, view in views.items() if view is not None}
-    if pair.shown not in views: cockpit.status.value = f'<b>{pair.state}</b>'
+    if pair.shown not in views:
+        cockpit.status.value = f'<b>{pair.state}</b>'
     else:
         _show_state(cockpit, views[pair.shown])
         _draw_scenes(cockpit, views, most)
-    while cockpit.todo: cockpit.todo.pop(0)()
+    while cockpit.todo:
+        cockpit.todo.pop(0)()
 
 # %% ../../nbs/95_cockpit.ipynb #83a00012
-SPEEDS = {'1': 1., '2': 2., '5': 5., '10': 10., '20': 20., '50': 50., 'no limit': math.inf}  # [steps/s]
-BUTTONS = dict(play=('Play', 'play', 'go on'), pause=('Pause', 'pause', 'stand still after the step at hand'), step=('Step', 'step-forward', 'make one step'),
-               stop=('Stop', 'stop', 'end the run; its state is saved'), reset=('Reset', 'refresh', 'stop, and begin anew'),
-               fork=('Fork here', 'code-fork', 'start run B from the step that the timeline points to'), save=('Save', 'save', 'keep checkpoint and figures in the folder of the run'))
+SPEEDS = {'1': 1.0, '2': 2.0, '5': 5.0, '10': 10.0, '20': 20.0, '50': 50.0, 'no limit': math.inf}  # [steps/s]
+BUTTONS = dict(
+    play=('Play', 'play', 'go on'),
+    pause=('Pause', 'pause', 'stand still after the step at hand'),
+    step=('Step', 'step-forward', 'make one step'),
+    stop=('Stop', 'stop', 'end the run; its state is saved'),
+    reset=('Reset', 'refresh', 'stop, and begin anew'),
+    fork=('Fork here', 'code-fork', 'start run B from the step that the timeline points to'),
+    save=('Save', 'save', 'keep checkpoint and figures in the folder of the run'),
+)
 
-def _make_buttons()->SimpleNamespace:
+
+def _make_buttons() -> SimpleNamespace:
     "Make buttons, the choice of run, and the speed."
     fit = dict(width='auto', min_width='92px')
-    made = SimpleNamespace(**{name: W.Button(description=text, icon=icon, tooltip=tip, layout=fit) for name, (text, icon, tip) in BUTTONS.items()})
-    made.now = W.ToggleButton(True, description='Now', icon='clock-o', tooltip='figures follow the run; else they show the step of the timeline', layout=fit)
-    made.which = W.ToggleButtons(options=(), tooltips=['the run that B was forked from', 'the fork'], style=dict(button_width='48px'))
-    made.speed = W.SelectionSlider(options=SPEEDS, value=math.inf, **look('speed [steps/s], at most', 'how fast the run may go'))
+    made = SimpleNamespace(
+        **{
+            name: W.Button(description=text, icon=icon, tooltip=tip, layout=fit)
+            for name, (text, icon, tip) in BUTTONS.items()
+        }
+    )
+    made.now = W.ToggleButton(
+        True,
+        description='Now',
+        icon='clock-o',
+        tooltip='figures follow the run; else they show the step of the timeline',
+        layout=fit,
+    )
+    made.which = W.ToggleButtons(
+        options=(), tooltips=['the run that B was forked from', 'the fork'], style=dict(button_width='48px')
+    )
+    made.speed = W.SelectionSlider(
+        options=SPEEDS, value=math.inf, **look('speed [steps/s], at most', 'how fast the run may go')
+    )
     return made
+
 
 def _arrange(
     cockpit,
-)->Panel:
+) -> Panel:
     "Lay out the panel: buttons, timeline, status, controls, comparison, figures."
     b, row = cockpit.buttons, dict(display='flex', flex_flow='row wrap', width='100%', align_items='center')
     bar = W.Box([b.play, b.pause, b.step, b.stop, b.reset, b.speed], layout=W.Layout(**row))
     time = W.Box([cockpit.timeline, b.now, b.fork, b.save, b.which], layout=W.Layout(**row))
     figures = [figure for name, figure in cockpit.figures.items() if name != 'pair']
-    sides = [W.Box([cockpit.figures['pair']], layout=W.Layout(flex='3 1 560px', min_width='min(560px, 100%)', display='block')), W.Box([cockpit.table], layout=W.Layout(flex='1 1 300px', overflow='auto'))]
+    sides = [
+        W.Box(
+            [cockpit.figures['pair']],
+            layout=W.Layout(flex='3 1 560px', min_width='min(560px, 100%)', display='block'),
+        ),
+        W.Box([cockpit.table], layout=W.Layout(flex='1 1 300px', overflow='auto')),
+    ]
     cockpit.comparison = W.Box(sides, layout=W.Layout(display='none', flex_flow='row wrap', width='100%'))
-    return Panel([bar, time, cockpit.status, cockpit.message, cockpit.desk, cockpit.comparison, tile(figures, 420, 3), cockpit.screen])
+    return Panel(
+        [
+            bar,
+            time,
+            cockpit.status,
+            cockpit.message,
+            cockpit.desk,
+            cockpit.comparison,
+            tile(figures, 420, 3),
+            cockpit.screen,
+        ]
+    )
 
 # %% ../../nbs/95_cockpit.ipynb #83a00014
 def _keep_run(
     cockpit,
-)->str:  # HTML: where everything is, and how to repeat it
+) -> str:  # HTML: where everything is, and how to repeat it
     "Keep checkpoint and figures in the folder of the run that is shown."
     pair, live = cockpit.pair, cockpit.pair.live
-    if not (live and live.step): raise ValueError('there is nothing to save yet: press Play or Step first')
-    if not live.ended: live.ask(lambda drive: drive.save())
+    if not (live and live.step):
+        raise ValueError('there is nothing to save yet: press Play or Step first')
+    if not live.ended:
+        live.ask(lambda drive: drive.save())
     folder = live.drive.folder.resolve()
     shown = [figure for name, figure in cockpit.figures.items() if name != 'pair' or 'B' in pair.runs]
-    cockpit.todo.append(lambda: keep(folder/'figures', shown))
-    cockpit.screen.take_pictures(lambda pictures: keep(folder/'figures', pictures=pictures))
+    cockpit.todo.append(lambda: keep(folder / 'figures', shown))
+    cockpit.screen.take_pictures(lambda pictures: keep(folder / 'figures', pictures=pictures))
     again = shlex.quote(f'{folder}-repeated')
-    command = f'papermill nbs/runs/one_run.ipynb {again}.ipynb -f {shlex.quote(str(folder/"config.yaml"))} -p run_dir {again}'
-    return (f'Kept in <code>{html.escape(str(folder))}</code>: configuration <code>config.yaml</code>, rows, checkpoint, <code>figures/</code>. '
-            f'The same without a person, from the top of the repository: <pre style="white-space:pre-wrap">{html.escape(command)}</pre>')
+    command = f'papermill nbs/runs/one_run.ipynb {again}.ipynb -f {shlex.quote(str(folder / "config.yaml"))} -p run_dir {again}'
+    return (
+        f'Kept in <code>{html.escape(str(folder))}</code>: configuration <code>config.yaml</code>, rows, checkpoint, <code>figures/</code>. '
+        f'The same without a person, from the top of the repository: <pre style="white-space:pre-wrap">{html.escape(command)}</pre>'
+    )
 
 # %% ../../nbs/95_cockpit.ipynb #83a00016
 def _furnish(
@@ -224,22 +332,51 @@ def _furnish(
 ):
     "Make all widgets but the controls."
     view = cockpit.preview
-    cockpit.screen, cockpit.message, cockpit.status, cockpit.table, cockpit.desk = Screen(), W.HTML(), W.HTML(), W.HTML(), W.Box(layout=W.Layout(width='100%'))
-    cockpit.figures = {name: Figure(scene.draw(view)) for name, scene in SCENES.items()} | dict(pair=Figure(draw_pair(view, view)))
-    cockpit.drawn = dict.fromkeys(cockpit.figures)  # name -> key of what it shows; what waited longest comes first
+    cockpit.screen, cockpit.message, cockpit.status, cockpit.table, cockpit.desk = (
+        Screen(),
+        W.HTML(),
+        W.HTML(),
+        W.HTML(),
+        W.Box(layout=W.Layout(width='100%')),
+    )
+    cockpit.figures = {name: Figure(scene.draw(view)) for name, scene in SCENES.items()} | dict(
+        pair=Figure(draw_pair(view, view))
+    )
+    cockpit.drawn = dict.fromkeys(
+        cockpit.figures
+    )  # name -> key of what it shows; what waited longest comes first
     cockpit.buttons = _make_buttons()
-    cockpit.timeline = W.IntSlider(0, 0, 1, **look('timeline [step]', 'all figures as of this step') | dict(layout=dict(width='99%', max_width='640px')))
+    cockpit.timeline = W.IntSlider(
+        0,
+        0,
+        1,
+        **look('timeline [step]', 'all figures as of this step')
+        | dict(layout=dict(width='99%', max_width='640px')),
+    )
+
 
 def _wire(
     cockpit,  # its widgets are heard from now on
 ):
     "Let buttons call the method of their name, and other widgets say their new value."
-    for name in BUTTONS: getattr(cockpit.buttons, name).on_click(lambda button, name=name: cockpit.do(getattr(cockpit, name, None) or getattr(cockpit.pair, name)))
-    heard = ((cockpit.timeline, lambda step: cockpit.buttons.now.set_trait('value', False)), (cockpit.buttons.which, cockpit.steer), (cockpit.buttons.now, lambda now: None), (cockpit.buttons.speed, cockpit.pair.limit))
-    for widget, hear in heard: widget.observe(lambda change, hear=hear: cockpit.hush or cockpit.do(lambda: hear(change.new)), 'value')
+    for name in BUTTONS:
+        getattr(cockpit.buttons, name).on_click(
+            lambda button, name=name: cockpit.do(getattr(cockpit, name, None) or getattr(cockpit.pair, name))
+        )
+    heard = (
+        (cockpit.timeline, lambda step: cockpit.buttons.now.set_trait('value', False)),
+        (cockpit.buttons.which, cockpit.steer),
+        (cockpit.buttons.now, lambda now: None),
+        (cockpit.buttons.speed, cockpit.pair.limit),
+    )
+    for widget, hear in heard:
+        widget.observe(
+            lambda change, hear=hear: cockpit.hush or cockpit.do(lambda: hear(change.new)), 'value'
+        )
 
 # %% ../../nbs/95_cockpit.ipynb #83a00017
 _SHOWN = {}  # cell -> cockpit that it shows
+
 
 def _take_place(
     cockpit,
@@ -248,13 +385,23 @@ def _take_place(
     kernel = getattr(get_ipython(), 'kernel', None)
     cell = kernel and (kernel.get_parent() or {}).get('metadata', {}).get('cellId')
     before, _SHOWN[cell] = _SHOWN.get(cell), cockpit
-    if before not in (None, cockpit): before.close()
+    if before not in (None, cockpit):
+        before.close()
 
 # %% ../../nbs/95_cockpit.ipynb #83a00018
 class Cockpit:
     "Steer and watch a run by widgets."
-    def __init__(self, config=None, **keys):  # YAML file or `Config`, None: the defaults; keys that override it
-        self.pair, self.ahead, self.steered, self.todo, self.hush = Pair(config, **keys), Preview(), None, [], Hush()
+
+    def __init__(
+        self, config=None, **keys
+    ):  # YAML file or `Config`, None: the defaults; keys that override it
+        self.pair, self.ahead, self.steered, self.todo, self.hush = (
+            Pair(config, **keys),
+            Preview(),
+            None,
+            [],
+            Hush(),
+        )
         self.preview, self.previewed = self.ahead(self.pair.config), self.pair.config
         _furnish(self)
         _wire(self)
@@ -262,34 +409,54 @@ class Cockpit:
         self.panel = _arrange(self)
         self.painter = Painter(lambda most: _tick(self, most), self.screen, lambda: self.pair.busy, self.say)
 
-    def say(self, text:str): self.message.value = complain(text)
+    def say(self, text: str):
+        self.message.value = complain(text)
+
     def do(self, action):
         "Do what a person wants, or say why that is impossible."
         self.say('')
-        try: action()
-        except ValueError as e: self.say(str(e))
+        try:
+            action()
+        except ValueError as e:
+            self.say(str(e))
         self.painter.poke()
 
     def offer(self):  # make controls for the configuration
-        self.controls, before = Controls(self.pair.config, lambda key, value: self.do(lambda: self.turn(key, value))), self.desk.children
+        self.controls, before = (
+            Controls(self.pair.config, lambda key, value: self.do(lambda: self.turn(key, value))),
+            self.desk.children,
+        )
         self.desk.children = [self.controls.box]
-        for box in before: close_all(box)
-    def turn(self, key:str, value):
+        for box in before:
+            close_all(box)
+
+    def turn(self, key: str, value):
         self.pair.change(key, value)
-        self.drawn = dict.fromkeys(['stream' if key in RATIOS else 'levels']) | self.drawn  # what shows the change need not wait its turn
-        if key in self.controls.setup: self.offer()  # another method has other knobs
+        self.drawn = (
+            dict.fromkeys(['stream' if key in RATIOS else 'levels']) | self.drawn
+        )  # what shows the change need not wait its turn
+        if key in self.controls.setup:
+            self.offer()  # another method has other knobs
+
     def reset(self):
         self.pair.reset()
         self.offer()
-    def steer(self, which:str): self.pair.shown, self.steered = which, None
+
+    def steer(self, which: str):
+        self.pair.shown, self.steered = which, None
+
     def fork(self):
         self.pair.fork(self.timeline.value)
         self.buttons.now.value = True
-    def save(self): self.message.value = _keep_run(self)
-    def show(self)->Panel:
+
+    def save(self):
+        self.message.value = _keep_run(self)
+
+    def show(self) -> Panel:
         "Give the panel, to be shown by the cell that runs now."
         _take_place(self)
         return self.panel
+
     def close(self):
         "Stop all runs and free what they hold."
         self.painter.close()

@@ -9,162 +9,278 @@ __all__ = ['PERIODS', 'look', 'ratio_controls', 'level_controls', 'other_control
 # %% ../../nbs/94_controls.ipynb #82a00003
 import ipywidgets as W
 
-from ..model.cms import level_names
 from ..config.load import KEYS, Config
-from .panels import Hush
 from ..config.schema import ALLOWED, METHODS, NETWORKS, PRESET_NAMES, RATIOS, REALISM, REPLAYING
+from ..model.cms import level_names
+from .panels import Hush
 
 # %% ../../nbs/94_controls.ipynb #82a00006
 PERIODS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
+
 def look(
-    label:str,    # with its unit
-    tooltip:str,  # what it means
-)->dict:          # options of a widget
+    label: str,  # with its unit
+    tooltip: str,  # what it means
+) -> dict:  # options of a widget
     "Give all controls one look."
-    return dict(description=label, tooltip=tooltip, style=dict(description_width='170px'), layout=dict(width='99%', max_width='440px'), continuous_update=False)
+    return dict(
+        description=label,
+        tooltip=tooltip,
+        style=dict(description_width='170px'),
+        layout=dict(width='99%', max_width='440px'),
+        continuous_update=False,
+    )
 
 # %% ../../nbs/94_controls.ipynb #82a00008
 def ratio_controls(
-    config:Config,
-)->dict:  # key -> slider
+    config: Config,
+) -> dict:  # key -> slider
     "Make a slider for each ratio that the run's stream can change."
-    if config.schedule not in ('blurry', 'split', 'iid'): return {}
-    told = dict(blur_ratio=('blur, next task [%]', 'share of a window that comes early from the next task'),
-                other_task_ratio=('recurrence, past [%]', 'share of a window that was held back from past tasks'),
-                ood_ratio=('OOD, no task [%]', 'share of a window that belongs to no task'))
-    return {key: W.FloatSlider(getattr(config.continual_learning, key), min=0, max=.6, step=.01, readout_format='.0%', **look(*told[key]))
-            for key in RATIOS if key in ALLOWED[config.schedule]}
+    if config.schedule not in ('blurry', 'split', 'iid'):
+        return {}
+    told = dict(
+        blur_ratio=('blur, next task [%]', 'share of a window that comes early from the next task'),
+        other_task_ratio=('recurrence, past [%]', 'share of a window that was held back from past tasks'),
+        ood_ratio=('OOD, no task [%]', 'share of a window that belongs to no task'),
+    )
+    return {
+        key: W.FloatSlider(
+            getattr(config.continual_learning, key),
+            min=0,
+            max=0.6,
+            step=0.01,
+            readout_format='.0%',
+            **look(*told[key]),
+        )
+        for key in RATIOS
+        if key in ALLOWED[config.schedule]
+    }
 
 # %% ../../nbs/94_controls.ipynb #82a00009
 def level_controls(
-    config:Config,
-)->dict:  # key -> sliders, one for each level; a flat optimizer has one learning rate
+    config: Config,
+) -> dict:  # key -> sliders, one for each level; a flat optimizer has one learning rate
     "Make sliders for periods and learning rates."
+
     def rate(value, name):
-        return W.FloatLogSlider(value, base=10, min=-5, max=0, step=.05, readout_format='.2g', **look(f'learning rate, {name}', 'learning rate per reduced gradient'))
+        return W.FloatLogSlider(
+            value,
+            base=10,
+            min=-5,
+            max=0,
+            step=0.05,
+            readout_format='.2g',
+            **look(f'learning rate, {name}', 'learning rate per reduced gradient'),
+        )
+
     m, t = config.model, config.training
-    if t.optimizer != 'NestedOptimizer': return dict(learning_rate=[rate(t.learning_rate, 'all')])
+    if t.optimizer != 'NestedOptimizer':
+        return dict(learning_rate=[rate(t.learning_rate, 'all')])
     names = level_names(m.num_cms_levels)
-    periods = [W.SelectionSlider(options=sorted({*PERIODS, period}), value=period, **look(f'period, {name} [steps]', 'steps from one move of the level to the next'))
-               for name, period in zip(names, m.periods)]
-    return dict(periods=periods, level_lr=[rate(lr, name) for name, lr in zip(names, t.level_lr or [t.learning_rate]*len(names))])
+    periods = [
+        W.SelectionSlider(
+            options=sorted({*PERIODS, period}),
+            value=period,
+            **look(f'period, {name} [steps]', 'steps from one move of the level to the next'),
+        )
+        for name, period in zip(names, m.periods)
+    ]
+    return dict(
+        periods=periods,
+        level_lr=[rate(lr, name) for name, lr in zip(names, t.level_lr or [t.learning_rate] * len(names))],
+    )
 
 # %% ../../nbs/94_controls.ipynb #82a0000a
 def other_controls(
-    config:Config,
-)->dict:  # key -> widget, or list of widgets
+    config: Config,
+) -> dict:  # key -> widget, or list of widgets
     "Make the other knobs: reduction, windows of the averages, images replayed."
     t, cl, made = config.training, config.continual_learning, {}
     if t.optimizer == 'NestedOptimizer':
-        made['reduction'] = W.Dropdown(options=('mean', 'sum', 'sqrt'), value=t.reduction, **look('reduction', 'what a level makes of its gathered gradients'))
-    if cl.consolidation: made['consolidation'] = [
-        W.BoundedFloatText(window, min=.001, max=1e6, step=.01, **look(f'window, average {i}', 'below 1: share of the run so far; from 1 on: a number of updates'))
-        for i, window in enumerate(cl.consolidation.windows, 1)]
-    if config.base_method in REPLAYING: made['replay_batch_size'] = W.IntSlider(
-        cl.replay_batch_size, min=1, max=max(50, cl.replay_batch_size), **look('replayed [images]', 'images drawn from the memory at each step'))
+        made['reduction'] = W.Dropdown(
+            options=('mean', 'sum', 'sqrt'),
+            value=t.reduction,
+            **look('reduction', 'what a level makes of its gathered gradients'),
+        )
+    if cl.consolidation:
+        made['consolidation'] = [
+            W.BoundedFloatText(
+                window,
+                min=0.001,
+                max=1e6,
+                step=0.01,
+                **look(
+                    f'window, average {i}', 'below 1: share of the run so far; from 1 on: a number of updates'
+                ),
+            )
+            for i, window in enumerate(cl.consolidation.windows, 1)
+        ]
+    if config.base_method in REPLAYING:
+        made['replay_batch_size'] = W.IntSlider(
+            cl.replay_batch_size,
+            min=1,
+            max=max(50, cl.replay_batch_size),
+            **look('replayed [images]', 'images drawn from the memory at each step'),
+        )
     return made
 
+
 def setup_controls(
-    config:Config,
-)->dict:  # key -> widget
+    config: Config,
+) -> dict:  # key -> widget
     "Make what can be chosen only before a run begins."
     cl = config.continual_learning
-    return dict(method=W.Dropdown(options=METHODS+PRESET_NAMES, value=cl.method, **look('method', 'rule of the loss, or a preset')),
-                network=W.Dropdown(options=NETWORKS, value=config.model.network, **look('network', 'what is trained')),
-                memory_size=W.Text(str(cl.memory_size), **look('memory [images]', "a number of images, or a size such as '6MB'")),
-                seed=W.BoundedIntText(config.run.seed, min=0, max=10**6, **look('seed', 'every random choice derives from it')))
+    return dict(
+        method=W.Dropdown(
+            options=METHODS + PRESET_NAMES, value=cl.method, **look('method', 'rule of the loss, or a preset')
+        ),
+        network=W.Dropdown(
+            options=NETWORKS, value=config.model.network, **look('network', 'what is trained')
+        ),
+        memory_size=W.Text(
+            str(cl.memory_size), **look('memory [images]', "a number of images, or a size such as '6MB'")
+        ),
+        seed=W.BoundedIntText(
+            config.run.seed, min=0, max=10**6, **look('seed', 'every random choice derives from it')
+        ),
+    )
 
 # %% ../../nbs/94_controls.ipynb #82a0000d
 def read(
-    key:str,     # of the configuration
-    controls,    # its widget, or a list of widgets
-    config:Config,  # in force
-):               # value for `LiveRun.turn` or `load_config`
+    key: str,  # of the configuration
+    controls,  # its widget, or a list of widgets
+    config: Config,  # in force
+):  # value for `LiveRun.turn` or `load_config`
     "Read the value of a key off its controls."
     plain = lambda widget: float(f'{widget.value:.4g}') if isinstance(widget.value, float) else widget.value
-    if not isinstance(controls, list): return plain(controls)
+    if not isinstance(controls, list):
+        return plain(controls)
     values = [plain(widget) for widget in controls]
-    if key == 'consolidation': return config.continual_learning.consolidation.model_dump(mode='json') | dict(windows=values)
+    if key == 'consolidation':
+        return config.continual_learning.consolidation.model_dump(mode='json') | dict(windows=values)
     return values[0] if key == 'learning_rate' else values
 
+
 def value_of(
-    key:str,
-    config:Config,
+    key: str,
+    config: Config,
 ):  # for one widget, or a list for several
     "Find what a configuration says about a key, as its controls show it."
     value = getattr(getattr(config, KEYS[key]), key)
-    if key == 'level_lr': return list(value or [config.training.learning_rate]*config.model.num_cms_levels)
-    if key == 'learning_rate': return [value]
-    if key == 'consolidation': return list(value.windows)
+    if key == 'level_lr':
+        return list(value or [config.training.learning_rate] * config.model.num_cms_levels)
+    if key == 'learning_rate':
+        return [value]
+    if key == 'consolidation':
+        return list(value.windows)
     return str(value) if key == 'memory_size' else list(value) if isinstance(value, tuple) else value
 
+
 def write(
-    key:str,
-    controls,    # its widget, or a list of widgets; changed in place
-    config:Config,
+    key: str,
+    controls,  # its widget, or a list of widgets; changed in place
+    config: Config,
 ):
     "Let the controls of a key show what a configuration says."
     value = value_of(key, config)
     for widget, one in zip(controls, value) if isinstance(controls, list) else [(controls, value)]:
-        if isinstance(widget, W.SelectionSlider) and one not in widget.options: widget.options = sorted({*widget.options, one})
+        if isinstance(widget, W.SelectionSlider) and one not in widget.options:
+            widget.options = sorted({*widget.options, one})
         widget.value = one
 
 # %% ../../nbs/94_controls.ipynb #82a00010
 class Controls:
     "Hold a control for each key that a person may turn."
-    def __init__(self,
-        config:Config,  # what they show first
-        changed,        # called with key and value when a person, or code, has moved a control
+
+    def __init__(
+        self,
+        config: Config,  # what they show first
+        changed,  # called with key and value when a person, or code, has moved a control
     ):
         self.config, self.changed, self.hush = config, changed, Hush()
-        self.knobs, self.setup = {**ratio_controls(config), **level_controls(config), **other_controls(config)}, setup_controls(config)
-        self.realism = W.ToggleButtons(options=list(REALISM), value=None, style=dict(button_width='auto'), tooltips=['no blur, recurrence or OOD', '10% / 5% / 5%', '20% / 10% / 10%'])
+        self.knobs, self.setup = (
+            {**ratio_controls(config), **level_controls(config), **other_controls(config)},
+            setup_controls(config),
+        )
+        self.realism = W.ToggleButtons(
+            options=list(REALISM),
+            value=None,
+            style=dict(button_width='auto'),
+            tooltips=['no blur, recurrence or OOD', '10% / 5% / 5%', '20% / 10% / 10%'],
+        )
         self.lock = W.HTML()
         self.realism.observe(lambda change: self._use_preset(change.new), 'value')
         for key, controls in {**self.knobs, **self.setup}.items():
-            for widget in controls if isinstance(controls, list) else [controls]: widget.observe(lambda change, key=key: self._moved(key), 'value')
+            for widget in controls if isinstance(controls, list) else [controls]:
+                widget.observe(lambda change, key=key: self._moved(key), 'value')
         self.show(config)
         self.box = _arrange(self)
 
-    def show(self, config:Config):
+    def show(self, config: Config):
         "Let all controls show what a configuration says."
         self.config = config
         with self.hush:
-            for key, controls in {**self.knobs, **self.setup}.items(): write(key, controls, config)
+            for key, controls in {**self.knobs, **self.setup}.items():
+                write(key, controls, config)
             self._mark_preset()
 
-    def locked(self, is_locked:bool):
+    def locked(self, is_locked: bool):
         "Say whether what a run cannot change can be chosen now."
-        for widget in self.setup.values(): widget.disabled = is_locked
-        self.lock.value = '<i>locked until Reset: a run cannot change these</i>' if is_locked else '<i>chosen before the run begins</i>'
+        for widget in self.setup.values():
+            widget.disabled = is_locked
+        self.lock.value = (
+            '<i>locked until Reset: a run cannot change these</i>'
+            if is_locked
+            else '<i>chosen before the run begins</i>'
+        )
 
     def _moved(self, key):
-        if self.hush: return
-        with self.hush: self._mark_preset()
+        if self.hush:
+            return
+        with self.hush:
+            self._mark_preset()
         self.changed(key, read(key, {**self.knobs, **self.setup}[key], self.config))
 
     def _mark_preset(self):
-        ratios = tuple(self.knobs[key].value if key in self.knobs else 0. for key in RATIOS)
+        ratios = tuple(self.knobs[key].value if key in self.knobs else 0.0 for key in RATIOS)
         self.realism.value = next((name for name, preset in REALISM.items() if preset == ratios), None)
 
     def _use_preset(self, name):
-        if name is None or self.hush: return
+        if name is None or self.hush:
+            return
         for key, value in zip(RATIOS, REALISM[name]):
-            if key in self.knobs: self.knobs[key].value = value
+            if key in self.knobs:
+                self.knobs[key].value = value
 
 # %% ../../nbs/94_controls.ipynb #82a00011
-def _column(*widgets)->W.VBox:
+def _column(*widgets) -> W.VBox:
     "Put controls and headings below each other."
     return W.VBox(widgets, layout=W.Layout(flex='1 1 400px', min_width='0', padding='0 8px 0 0'))
 
-def _arrange(controls:Controls)->W.Box:
+
+def _arrange(controls: Controls) -> W.Box:
     "Lay the controls out in two columns, side by side where there is room."
-    flat = lambda keys: [widget for key in keys if key in controls.knobs for widget in (controls.knobs[key] if isinstance(controls.knobs[key], list) else [controls.knobs[key]])]
+    flat = lambda keys: [
+        widget
+        for key in keys
+        if key in controls.knobs
+        for widget in (
+            controls.knobs[key] if isinstance(controls.knobs[key], list) else [controls.knobs[key]]
+        )
+    ]
     ratios = flat(RATIOS)
-    preset = W.HBox([W.Label('realism', layout=W.Layout(width='174px', display='flex', justify_content='flex-end')), controls.realism])
+    preset = W.HBox(
+        [
+            W.Label('realism', layout=W.Layout(width='174px', display='flex', justify_content='flex-end')),
+            controls.realism,
+        ]
+    )
     stream = [W.HTML('<b>Stream</b>'), preset, *ratios] if ratios else []
     rest = flat(('replay_batch_size', 'consolidation'))
     left = _column(*stream, W.HTML('<b>Set-up</b>'), controls.lock, *controls.setup.values())
-    right = _column(W.HTML('<b>Levels</b>'), *flat(('periods', 'level_lr', 'learning_rate', 'reduction')), *([W.HTML('<b>Memory and averages</b>'), *rest] if rest else []))
+    right = _column(
+        W.HTML('<b>Levels</b>'),
+        *flat(('periods', 'level_lr', 'learning_rate', 'reduction')),
+        *([W.HTML('<b>Memory and averages</b>'), *rest] if rest else []),
+    )
     return W.Box([left, right], layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))

@@ -6,7 +6,9 @@
 __all__ = ['Held', 'View', 'look_into', 'Record', 'Stopped', 'LiveRun']
 
 # %% ../../nbs/92_live.ipynb #80a00003
-import math, threading, time
+import math
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,86 +17,108 @@ import torch
 import torch.nn.functional as F
 
 from ..config.load import Config
+from ..config.schema import KNOBS, RATIOS
 from ..core import use_threads
 from ..runs.experiment import branch, guarded, reopen
-from ..train.learner import KnobChanged, StepDone, TaskEnded
 from ..runs.folder import KINDS, event_rows, list_parts, read_rows
-from ..config.schema import KNOBS, RATIOS
 from ..stream.stream import Stream
+from ..train.learner import KnobChanged, StepDone, TaskEnded
 
 # %% ../../nbs/92_live.ipynb #80a00006
 @dataclass(frozen=True)
 class Held:
     "What the replay memory held after a step."
-    step:int              # [steps]
-    samples:np.ndarray    # (n,) ids
-    labels:np.ndarray     # (n,)
-    shown:np.ndarray      # (k,) which of these have a thumbnail
-    thumbnails:np.ndarray # (k, C, h, w) uint8, 32 pixels a side at most
+
+    step: int  # [steps]
+    samples: np.ndarray  # (n,) ids
+    labels: np.ndarray  # (n,)
+    shown: np.ndarray  # (k,) which of these have a thumbnail
+    thumbnails: np.ndarray  # (k, C, h, w) uint8, 32 pixels a side at most
+
 
 @dataclass(frozen=True)
 class View:
     "A run as of one step."
-    step:int             # [steps]
-    position:int         # rows of the stream that are done with
-    task:int             # the task in force
-    config:Config        # in force, without knobs
-    stream:Stream        # as it was laid out then
-    steps:pd.DataFrame   # one row for each step, as `Run.steps`, and column seconds [s], NaN where this process did not see the step
-    evaluations:pd.DataFrame  # as `Run.evaluations`
-    ood:pd.DataFrame     # as `Run.ood`
-    knobs:pd.DataFrame   # as `Run.knobs`
-    held:Held            # None without a memory, or before it was first looked at
+
+    step: int  # [steps]
+    position: int  # rows of the stream that are done with
+    task: int  # the task in force
+    config: Config  # in force, without knobs
+    stream: Stream  # as it was laid out then
+    steps: pd.DataFrame  # one row for each step, as `Run.steps`, and column seconds [s], NaN where this process did not see the step
+    evaluations: pd.DataFrame  # as `Run.evaluations`
+    ood: pd.DataFrame  # as `Run.ood`
+    knobs: pd.DataFrame  # as `Run.knobs`
+    held: Held  # None without a memory, or before it was first looked at
 
 # %% ../../nbs/92_live.ipynb #80a00008
 @torch.no_grad()
 def look_into(
-    memory,          # a `Memory`, or None
-    step:int,        # [steps] done
-    most:int=40,     # thumbnails
-    side:int=32,     # [pixels] of a thumbnail
-)->Held:             # None for no memory, or an empty one
+    memory,  # a `Memory`, or None
+    step: int,  # [steps] done
+    most: int = 40,  # thumbnails
+    side: int = 32,  # [pixels] of a thumbnail
+) -> Held:  # None for no memory, or an empty one
     "Note what a memory holds."
-    if memory is None or not len(memory): return None
+    if memory is None or not len(memory):
+        return None
     _, labels, samples = memory.take(range(len(memory)))[:3]
     order = np.lexsort((samples.numpy(), labels.numpy()))
-    shown = order[np.linspace(0, len(order)-1, min(most, len(order))).round().astype(int)]
+    shown = order[np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]
     images = memory.take(shown.tolist())[0]
-    if max(images.shape[2:]) > side: images = F.interpolate(images.float(), size=(side, side), mode='area').round().to(torch.uint8)
+    if max(images.shape[2:]) > side:
+        images = F.interpolate(images.float(), size=(side, side), mode='area').round().to(torch.uint8)
     return Held(step, samples.numpy().copy(), labels.numpy().copy(), shown, images.cpu().numpy())
 
 # %% ../../nbs/92_live.ipynb #80a0000a
 class Record:
     "Gather rows of each kind; give them as frames, as of any step."
-    def __init__(self,
+
+    def __init__(
+        self,
         run_dir=None,  # folder with parts of rows that are there already; None: none
     ):
         self.new = {kind: [] for kind in KINDS}
-        self.frames = {kind: read_rows(run_dir, kind) if run_dir and list_parts(run_dir, kind) else pd.DataFrame({'step': np.zeros(0, int)}) for kind in KINDS}
+        self.frames = {
+            kind: read_rows(run_dir, kind)
+            if run_dir and list_parts(run_dir, kind)
+            else pd.DataFrame({'step': np.zeros(0, int)})
+            for kind in KINDS
+        }
 
-    def add(self,
-        rows:dict,  # of `event_rows`
+    def add(
+        self,
+        rows: dict,  # of `event_rows`
     ):
         "Take the rows of an event."
-        for kind, some in rows.items(): self.new[kind] += some
+        for kind, some in rows.items():
+            self.new[kind] += some
 
-    def until(self,
-        kind:str,  # one of `runs.KINDS`
-        step:int,  # [steps]
-    )->pd.DataFrame:
+    def until(
+        self,
+        kind: str,  # one of `runs.KINDS`
+        step: int,  # [steps]
+    ) -> pd.DataFrame:
         "Give the rows up to a step."
         fresh, self.new[kind] = self.new[kind], []
-        if fresh: self.frames[kind] = pd.concat([self.frames[kind], pd.DataFrame(fresh)], ignore_index=True) if len(self.frames[kind]) else pd.DataFrame(fresh)
+        if fresh:
+            self.frames[kind] = (
+                pd.concat([self.frames[kind], pd.DataFrame(fresh)], ignore_index=True)
+                if len(self.frames[kind])
+                else pd.DataFrame(fresh)
+            )
         frame = self.frames[kind]
-        return frame.iloc[:np.searchsorted(frame['step'].to_numpy(), step, side='right')]
+        return frame.iloc[: np.searchsorted(frame['step'].to_numpy(), step, side='right')]
 
 # %% ../../nbs/92_live.ipynb #80a0000d
 class Stopped(KeyboardInterrupt):
     "Say that a run was stopped by hand."
 
-def _due(live)->float:
+
+def _due(live) -> float:
     "Tell how many seconds the wanted speed leaves until the next step; 0 for none."
-    return max(0., live._last+1/live.speed-time.perf_counter())
+    return max(0.0, live._last + 1 / live.speed - time.perf_counter())
+
 
 def _next(live):
     "Wait until there is something to do; give what was asked for, or None to go on."
@@ -105,17 +129,25 @@ def _next(live):
             live.wake.wait(None if live.step >= live.goal else _due(live))
         live.resting = False
         if live.closing:
-            if live.step: live.drive.save()
-            raise Stopped(f'stopped by hand after step {live.step}; resume({str(live.drive.folder)!r}) goes on from there')
+            if live.step:
+                live.drive.save()
+            raise Stopped(
+                f'stopped by hand after step {live.step}; resume({str(live.drive.folder)!r}) goes on from there'
+            )
         return live.wanted.pop(0) if live.wanted else None
+
 
 def _rest(live):
     "Do what was asked for, then go on; a knob that cannot be turned is refused in words, and the run stays as it was."
     while (task := _next(live)) is not None:
-        try: task(live.drive)
-        except ValueError as e: live._note(refused=str(e))
-        else: live._note(refused=None)
-        if live.drive.learner.knobs and live.drive.learner.knobs[0].step <= live.step: break  # the next event is its turning
+        try:
+            task(live.drive)
+        except ValueError as e:
+            live._note(refused=str(e))
+        else:
+            live._note(refused=None)
+        if live.drive.learner.knobs and live.drive.learner.knobs[0].step <= live.step:
+            break  # the next event is its turning
     live._last = time.perf_counter()
 
 # %% ../../nbs/92_live.ipynb #80a0000e
@@ -124,27 +156,40 @@ def _take(live, event):
     learner, rows, arrived = live.drive.learner, event_rows(event), time.perf_counter()
     with live.wake:
         if isinstance(event, StepDone):
-            rows['steps'][0]['seconds'] = arrived-live._last
-            live.inside += arrived-live._last
+            rows['steps'][0]['seconds'] = arrived - live._last
+            live.inside += arrived - live._last
         live.record.add(rows)
         if isinstance(event, StepDone):
             live.step = event.step
-            if live._ended_task or event.step % live._stride == 0: live.held.append(look_into(getattr(learner.method, 'memory', None), event.step))
-        live._ended_task = isinstance(event, TaskEnded) or live._ended_task and not isinstance(event, StepDone)
-        if isinstance(event, KnobChanged) and event.name in RATIOS: live.streams.append((event.step, learner.stream))
+            if live._ended_task or event.step % live._stride == 0:
+                live.held.append(look_into(getattr(learner.method, 'memory', None), event.step))
+        live._ended_task = (
+            isinstance(event, TaskEnded) or live._ended_task and not isinstance(event, StepDone)
+        )
+        if isinstance(event, KnobChanged) and event.name in RATIOS:
+            live.streams.append((event.step, learner.stream))
     live._note()
-    live.outside += time.perf_counter()-arrived
+    live.outside += time.perf_counter() - arrived
+
 
 def _enter(live, drive, past):
     "Begin with what the run's folder, or the run it was forked from, knows already."
     learner = drive.learner
     with live.wake:
         live.drive, live.step, live.record = drive, learner.step, Record(drive.folder)
-        live.streams = [(0, learner.stream)] if past is None else [(step, stream) for step, stream in past.streams if step < learner.step] or [(0, learner.stream)]
+        live.streams = (
+            [(0, learner.stream)]
+            if past is None
+            else [(step, stream) for step, stream in past.streams if step < learner.step]
+            or [(0, learner.stream)]
+        )
         live.held = [] if past is None else [held for held in past.held if held and held.step <= learner.step]
-        steps = math.ceil(len(learner.stream)/learner.loop.batch_size*learner.loop.updates_per_batch)
-        live._stride = max(1, steps//200)  # the memory is looked at two hundred times in a run, and at each task's end
+        steps = math.ceil(len(learner.stream) / learner.loop.batch_size * learner.loop.updates_per_batch)
+        live._stride = max(
+            1, steps // 200
+        )  # the memory is looked at two hundred times in a run, and at each task's end
         live._last = time.perf_counter()
+
 
 def _work(live, make, past):
     "Do the work of the thread."
@@ -155,90 +200,159 @@ def _work(live, make, past):
             _rest(live)
             for event in drive.events():
                 _take(live, event)
-                if isinstance(event, (StepDone, KnobChanged)): _rest(live)
+                if isinstance(event, (StepDone, KnobChanged)):
+                    _rest(live)
         live._note(ended='finished')
-    except Stopped as e: live._note(ended='stopped', error=str(e))
-    except BaseException as e: live._note(ended='failed', error=f'{type(e).__name__}: {e}')
+    except Stopped as e:
+        live._note(ended='stopped', error=str(e))
+    except BaseException as e:
+        live._note(ended='failed', error=f'{type(e).__name__}: {e}')
 
 # %% ../../nbs/92_live.ipynb #80a0000f
-def _wait(self,
-    until,            # called without arguments; the wait is over when it gives something true
-    timeout:float=60, # [s]
+def _wait(
+    self,
+    until,  # called without arguments; the wait is over when it gives something true
+    timeout: float = 60,  # [s]
 ):
     "Wait for something about this run; raise where it does not come."
     with self.wake:
-        if not self.wake.wait_for(until, timeout): raise TimeoutError(f'timeout = {timeout}: the run is {self.state} at step {self.step}; wait longer, or play it')
+        if not self.wake.wait_for(until, timeout):
+            raise TimeoutError(
+                f'timeout = {timeout}: the run is {self.state} at step {self.step}; wait longer, or play it'
+            )
     return self
 
-def _view(self,
+
+def _view(
+    self,
     step=None,  # [steps]; None: as of now
-)->View:        # None while the run is being built
+) -> View:  # None while the run is being built
     "Look at the run as of a step."
     with self.wake:
-        if self.drive is None: return None
+        if self.drive is None:
+            return None
         step = self.step if step is None else max(0, min(step, self.step))
         frames = {kind: self.record.until(kind, step) for kind in KINDS}
         stream = [stream for at, stream in self.streams if at <= step][-1]
         held = next((held for held in reversed(self.held) if held and held.step <= step), None)
         last = frames['steps'].iloc[-1] if len(frames['steps']) else dict(position=0, task=0)
-        return View(step, int(last['position']), int(last['task']), self.drive.config.at(step), stream, **frames, held=held)
+        return View(
+            step,
+            int(last['position']),
+            int(last['task']),
+            self.drive.config.at(step),
+            stream,
+            **frames,
+            held=held,
+        )
 
-def _fork(self,
-    step:int,    # [steps] up to which both are the same
-    **overrides, # as in `experiment.branch`
-):               # a `LiveRun` that pauses there
+
+def _fork(
+    self,
+    step: int,  # [steps] up to which both are the same
+    **overrides,  # as in `experiment.branch`
+):  # a `LiveRun` that pauses there
     "Start another run from the middle of this one, which pauses."
     self.pause()
+
     def make():
         with self.wake:
             self.wake.wait_for(lambda: self.ended or self.resting)
-            if not self.ended: self.drive.save()
+            if not self.ended:
+                self.drive.save()
             folder = branch(self.drive.folder, step, **overrides)
         return reopen(folder)
+
     return LiveRun(make, goal=step, past=self)
 
 # %% ../../nbs/92_live.ipynb #80a00011
 class LiveRun:
     "Run in a thread; steer it, and look at it, from any other."
-    def __init__(self,
-        make,         # gives a `Drive`, such as `lambda: start(config)`; called in the thread
-        goal:float=0, # [steps] where the run first pauses; infinity: nowhere
-        past=None,    # the live run that this one was forked from
-        speed:float=math.inf,  # [steps/s] at most
+
+    def __init__(
+        self,
+        make,  # gives a `Drive`, such as `lambda: start(config)`; called in the thread
+        goal: float = 0,  # [steps] where the run first pauses; infinity: nowhere
+        past=None,  # the live run that this one was forked from
+        speed: float = math.inf,  # [steps/s] at most
     ):
-        self.wake, self.goal, self.speed, self.wanted, self.closing, self.resting = threading.Condition(threading.RLock()), goal, speed, [], False, False
-        self.drive, self.step, self.version, self.refused, self.ended, self.error = None, 0, 0, None, None, None
-        self._ended_task, self._last, self.inside, self.outside = False, 0., 0., 0.  # [s] in steps, and in recording what came of them
+        self.wake, self.goal, self.speed, self.wanted, self.closing, self.resting = (
+            threading.Condition(threading.RLock()),
+            goal,
+            speed,
+            [],
+            False,
+            False,
+        )
+        self.drive, self.step, self.version, self.refused, self.ended, self.error = (
+            None,
+            0,
+            0,
+            None,
+            None,
+            None,
+        )
+        self._ended_task, self._last, self.inside, self.outside = (
+            False,
+            0.0,
+            0.0,
+            0.0,
+        )  # [s] in steps, and in recording what came of them
         self.thread = threading.Thread(target=_work, args=(self, make, past), daemon=True, name='live run')
         self.thread.start()
 
     def _note(self, **news):
         with self.wake:
-            for name, value in news.items(): setattr(self, name, value)
+            for name, value in news.items():
+                setattr(self, name, value)
             self.version += 1
             self.wake.notify_all()
 
     @property
-    def state(self)->str: return self.ended or ('building' if self.drive is None else 'paused' if self.resting and self.step >= self.goal else 'playing')
-    load = property(lambda self: self.outside/max(self.inside+self.outside, 1e-9))  # share of the time that recording takes
-    def play(self): self._note(goal=math.inf)
-    def pause(self): self._note(goal=0)
-    def advance(self, n:int=1): self._note(goal=self.step+n)
-    def stop(self): self._note(closing=True)
-    def limit(self, speed:float): self._note(speed=speed)  # [steps/s] at most; infinity: none
+    def state(self) -> str:
+        return self.ended or (
+            'building'
+            if self.drive is None
+            else 'paused'
+            if self.resting and self.step >= self.goal
+            else 'playing'
+        )
 
-    def turn(self,
-        name:str,  # a key, one of `schema.KNOBS`
-        value,     # what it is to be
+    load = property(
+        lambda self: self.outside / max(self.inside + self.outside, 1e-9)
+    )  # share of the time that recording takes
+
+    def play(self):
+        self._note(goal=math.inf)
+
+    def pause(self):
+        self._note(goal=0)
+
+    def advance(self, n: int = 1):
+        self._note(goal=self.step + n)
+
+    def stop(self):
+        self._note(closing=True)
+
+    def limit(self, speed: float):
+        self._note(speed=speed)  # [steps/s] at most; infinity: none
+
+    def turn(
+        self,
+        name: str,  # a key, one of `schema.KNOBS`
+        value,  # what it is to be
     ):
         "Ask for a knob to be turned before the next step; `refused` says why it could not be."
-        if name not in KNOBS: raise ValueError(f'name = {name!r}: cannot change in mid-run; knobs are {", ".join(KNOBS)}')
+        if name not in KNOBS:
+            raise ValueError(f'name = {name!r}: cannot change in mid-run; knobs are {", ".join(KNOBS)}')
         self.ask(lambda drive: drive.turn(name, value))
 
-    def ask(self,
+    def ask(
+        self,
         task,  # called with the `Drive` between two steps
     ):
         "Have something done in the run's thread, such as `Drive.save`."
-        with self.wake: self._note(wanted=[*self.wanted, task])
+        with self.wake:
+            self._note(wanted=[*self.wanted, task])
 
     wait, view, fork = _wait, _view, _fork

@@ -7,7 +7,10 @@ __all__ = ['specify', 'Library', 'library', 'Figure', 'Screen', 'Painter', 'Hush
            'keep']
 
 # %% ../../nbs/91_panels.ipynb #72a00003
-import json, re, threading, time
+import json
+import re
+import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -22,20 +25,23 @@ from ..core import write_atomic, write_text
 
 # %% ../../nbs/91_panels.ipynb #72a00006
 def specify(
-    figure:go.Figure,
-)->dict:  # plain values; numbers are packed as bytes
+    figure: go.Figure,
+) -> dict:  # plain values; numbers are packed as bytes
     "Give all that a figure shows, ready to send; it is as wide as its place."
     spec = json.loads(figure.to_json())
     spec['layout'].pop('width', None)
     return spec
 
+
 class Library(anywidget.AnyWidget):
     "Hold plotly's script, sent to the browser once."
+
     _esm = 'export default {}'
     source = traitlets.Unicode().tag(sync=True)
 
+
 @cache
-def library()->Library:
+def library() -> Library:
     "Give the one copy."
     return Library(source=get_plotlyjs())
 
@@ -68,17 +74,24 @@ export default { async render({ model, el }) {
     return () => { model.off('change:spec', draw); watch.disconnect(); Plotly.purge(place); };
 } }"""
 
+
 class Figure(anywidget.AnyWidget):
     "Show a figure of plotly, as wide as its place and changed in place."
+
     _esm = _DRAW
     spec = traitlets.Dict().tag(sync=True)
     library = traitlets.Instance(Library).tag(sync=True, **W.widget_serialization)
-    def __init__(self,
-        figure:go.Figure,  # what it shows first
-    ): super().__init__(spec=specify(figure), library=library())
+
+    def __init__(
+        self,
+        figure: go.Figure,  # what it shows first
+    ):
+        super().__init__(spec=specify(figure), library=library())
 
     title = property(lambda self: self.spec['layout'].get('title', {}).get('text', ''))
-    def show(self, figure:go.Figure): self.spec = specify(figure)
+
+    def show(self, figure: go.Figure):
+        self.spec = specify(figure)
 
 # %% ../../nbs/91_panels.ipynb #72a0000a
 _EYE = """
@@ -103,114 +116,164 @@ export default { render({ model, el }) {
     return () => { eye.disconnect(); document.removeEventListener('visibilitychange', tell); model.off('msg:custom', shoot); };
 } }"""
 
+
 class Screen(anywidget.AnyWidget):
     "Stand for the browser's side of a panel: is it seen, and what does it look like?"
+
     _esm = _EYE
     visible = traitlets.Bool(True).tag(sync=True)  # is any part of the panel seen?
 
-    def take_pictures(self,
+    def take_pictures(
+        self,
         then,  # called with {title: PNG bytes}, once for each browser that shows the panel
     ):
         "Ask for a picture of each figure of the panel."
+
         def arrived(_, message, pictures):
             self.on_msg(arrived, remove=True)
             then({name: bytes(picture) for name, picture in zip(message['names'], pictures)})
+
         self.on_msg(arrived)
         self.send({'take': 'pictures'})
 
 # %% ../../nbs/91_panels.ipynb #72a0000d
 class Painter:
     "Draw from a thread of its own, seldom enough not to be felt."
-    share = .1   # of the time that drawing may take while something else is busy
-    def __init__(self,
-        draw,    # called with how many figures to draw, None for all that changed
+
+    share = 0.1  # of the time that drawing may take while something else is busy
+
+    def __init__(
+        self,
+        draw,  # called with how many figures to draw, None for all that changed
         screen,  # a `Screen`: is the panel seen?
-        busy,    # called without arguments: does something else need the processor?
+        busy,  # called without arguments: does something else need the processor?
         failed,  # called with a sentence when drawing fails
     ):
         self.draw, self.screen, self.busy, self.failed = draw, screen, busy, failed
-        self.woken, self.closed, self.spent, self.watched = threading.Event(), False, 0., 0.
+        self.woken, self.closed, self.spent, self.watched = threading.Event(), False, 0.0, 0.0
         threading.Thread(target=self._work, daemon=True, name='painter').start()
 
     @property
-    def load(self)->float: return self.spent/max(self.watched, 1e-9)  # processor time of drawing while something else was busy, as a share of that time
+    def load(self) -> float:
+        return self.spent / max(
+            self.watched, 1e-9
+        )  # processor time of drawing while something else was busy, as a share of that time
 
-    def poke(self): self.woken.set()  # draw soon
-    def close(self): self.closed = True
+    def poke(self):
+        self.woken.set()  # draw soon
+
+    def close(self):
+        self.closed = True
 
     def _work(self):
         free = seen = time.perf_counter()  # when the next figure may be drawn; when this thread last came by
         while not self.closed:
-            if self.woken.wait(max(.2, free-time.perf_counter())): time.sleep(.02)  # several controls may change at one stroke
+            if self.woken.wait(max(0.2, free - time.perf_counter())):
+                time.sleep(0.02)  # several controls may change at one stroke
             self.woken.clear()
             begun, work, busy = time.perf_counter(), time.thread_time(), self.busy()
             if not self.closed and self.screen.visible:
-                try: self.draw(1 if busy else None)
-                except Exception as e: self.failed(f'{type(e).__name__}: {e}')
+                try:
+                    self.draw(1 if busy else None)
+                except Exception as e:
+                    self.failed(f'{type(e).__name__}: {e}')
             now = time.perf_counter()
-            if busy: self.spent, self.watched = self.spent+time.thread_time()-work, self.watched+now-seen
-            free, seen = min(max(free, begun)+(now-begun)/self.share, now+1.) if busy else now, now
+            if busy:
+                self.spent, self.watched = self.spent + time.thread_time() - work, self.watched + now - seen
+            free, seen = min(max(free, begun) + (now - begun) / self.share, now + 1.0) if busy else now, now
 
 # %% ../../nbs/91_panels.ipynb #72a00012
 class Hush:
     "Tell changes made by code from changes made by a person."
-    def __init__(self): self.threads = []
-    def __enter__(self): self.threads.append(threading.get_ident())
-    def __exit__(self, *_): self.threads.remove(threading.get_ident())
-    def __bool__(self): return threading.get_ident() in self.threads  # is this thread inside the block?
+
+    def __init__(self):
+        self.threads = []
+
+    def __enter__(self):
+        self.threads.append(threading.get_ident())
+
+    def __exit__(self, *_):
+        self.threads.remove(threading.get_ident())
+
+    def __bool__(self):
+        return threading.get_ident() in self.threads  # is this thread inside the block?
 
 # %% ../../nbs/91_panels.ipynb #72a00015
 class Panel(W.VBox):
     "Hold a panel's widgets; say what it is where it cannot be shown."
-    def __init__(self,
-        children,           # widgets, from top to bottom
+
+    def __init__(
+        self,
+        children,  # widgets, from top to bottom
         says='Run this notebook to use the panel.',  # where there is no kernel
     ):
         super().__init__(children)
         self.says = says
         self.add_class('nl-panel')
 
-    def __repr__(self): return self.says
+    def __repr__(self):
+        return self.says
+
 
 def close_all(
-    widget:W.Widget,  # with all that it holds
+    widget: W.Widget,  # with all that it holds
 ):
     "Close a widget, its children, layout and style."
-    for part in (*getattr(widget, 'children', ()), getattr(widget, 'layout', None), getattr(widget, 'style', None)):
-        if isinstance(part, W.Widget): close_all(part)
+    for part in (
+        *getattr(widget, 'children', ()),
+        getattr(widget, 'layout', None),
+        getattr(widget, 'style', None),
+    ):
+        if isinstance(part, W.Widget):
+            close_all(part)
     widget.unobserve_all()
     widget.close()
 
+
 def tile(
-    figures,          # of `Figure`
-    wide:int=540,     # [pixels] that a figure needs
-    most:int=2,       # side by side
-)->W.Box:
+    figures,  # of `Figure`
+    wide: int = 540,  # [pixels] that a figure needs
+    most: int = 2,  # side by side
+) -> W.Box:
     "Lay figures out in rows that wrap where there is no room."
-    cells = [W.Box([figure], layout=W.Layout(flex=f'1 1 {90//most}%', min_width=f'min({wide}px, 100%)', overflow='hidden', display='block')) for figure in figures]
+    cells = [
+        W.Box(
+            [figure],
+            layout=W.Layout(
+                flex=f'1 1 {90 // most}%',
+                min_width=f'min({wide}px, 100%)',
+                overflow='hidden',
+                display='block',
+            ),
+        )
+        for figure in figures
+    ]
     return W.Box(cells, layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))
 
 # %% ../../nbs/91_panels.ipynb #72a00018
 def file_name(
-    title:str,  # of a figure
-)->str:         # letters, digits and hyphens only
+    title: str,  # of a figure
+) -> str:  # letters, digits and hyphens only
     "Make a file's name of a title."
     return re.sub(r'[^a-z0-9]+', '-', re.sub(r'<[^>]*>', ' ', title).lower()).strip('-')[:60] or 'figure'
 
+
 def keep(
-    folder,     # where to, made if need be
-    figures=(), # of `Figure`, written as HTML
-    pictures={},# title -> PNG bytes
-)->list:        # paths
+    folder,  # where to, made if need be
+    figures=(),  # of `Figure`, written as HTML
+    pictures={},  # title -> PNG bytes
+) -> list:  # paths
     "Write figures and pictures to a folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for figure in figures:
-        written.append(folder/f'{file_name(figure.title)}.html')
+        written.append(folder / f'{file_name(figure.title)}.html')
         write_text(written[-1], pio.to_html(figure.spec, include_plotlyjs='directory', validate=False))
-    if figures: write_text(folder/'plotly.min.js', get_plotlyjs())
+    if figures:
+        write_text(folder / 'plotly.min.js', get_plotlyjs())
     for title, picture in pictures.items():
-        written.append(folder/f'{file_name(title)}.png')
-        with write_atomic(written[-1]) as path: Path(path).write_bytes(picture)
+        written.append(folder / f'{file_name(title)}.png')
+        with write_atomic(written[-1]) as path:
+            Path(path).write_bytes(picture)
     return written

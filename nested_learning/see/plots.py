@@ -20,173 +20,278 @@ from ..measure.metrics import accuracy_matrix, mean_interval
 GREY = '#7a7a7a'
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442')
 SOURCE_COLOURS = dict(current='#0072B2', future='#E69F00', past='#009E73', ood='#CC79A7')
-SHADES = sample_colorscale('Cividis', np.linspace(.2, .92, 8).tolist())
+SHADES = sample_colorscale('Cividis', np.linspace(0.2, 0.92, 8).tolist())
 FADE = ((0, 'rgba(86,180,233,0.25)'), (1, 'rgba(0,114,178,1)'))
 SYMBOLS = ('circle', 'square', 'diamond', 'triangle-up', 'x', 'triangle-down', 'star')
 
-_axis = dict(gridcolor='rgba(122,122,122,0.25)', linecolor=GREY, tickcolor=GREY, ticks='outside', zeroline=False, automargin=True,
-             title_standoff=8)
-TEMPLATE = go.layout.Template(layout=dict(
-    paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', colorway=COLOURS, font=dict(color=GREY, size=12),
-    title=dict(font_size=15, x=0, xref='paper', y=.97, yanchor='top'), margin=dict(l=60, r=20, t=64, b=48), xaxis=_axis, yaxis=_axis,
-    coloraxis=dict(colorscale=SHADES, colorbar=dict(thickness=14, outlinewidth=0, title_side='right')), bargap=0, hovermode='closest',
-    modebar=dict(bgcolor='rgba(0,0,0,0)', color=GREY, activecolor=COLOURS[0])))
+_axis = dict(
+    gridcolor='rgba(122,122,122,0.25)',
+    linecolor=GREY,
+    tickcolor=GREY,
+    ticks='outside',
+    zeroline=False,
+    automargin=True,
+    title_standoff=8,
+)
+TEMPLATE = go.layout.Template(
+    layout=dict(
+        paper_bgcolor='rgba(0,0,0,0)',
+        plot_bgcolor='rgba(0,0,0,0)',
+        colorway=COLOURS,
+        font=dict(color=GREY, size=12),
+        title=dict(font_size=15, x=0, xref='paper', y=0.97, yanchor='top'),
+        margin=dict(l=60, r=20, t=64, b=48),
+        xaxis=_axis,
+        yaxis=_axis,
+        coloraxis=dict(colorscale=SHADES, colorbar=dict(thickness=14, outlinewidth=0, title_side='right')),
+        bargap=0,
+        hovermode='closest',
+        modebar=dict(bgcolor='rgba(0,0,0,0)', color=GREY, activecolor=COLOURS[0]),
+    )
+)
 
 # %% ../../nbs/90_plots.ipynb #52aef4b5
 def _need(
-    frame:pd.DataFrame,  # rows to be drawn
-    name:str,            # how the caller calls them
-    *columns:str,        # columns that the picture reads
+    frame: pd.DataFrame,  # rows to be drawn
+    name: str,  # how the caller calls them
+    *columns: str,  # columns that the picture reads
 ):
     "Refuse a frame that has no rows or lacks a column."
-    if not len(frame): raise ValueError(f'{name}: has no rows; draw it once something is recorded')
+    if not len(frame):
+        raise ValueError(f'{name}: has no rows; draw it once something is recorded')
     for c in columns:
-        if c not in frame: raise ValueError(f'{name}: has no column {c!r}; needed are {", ".join(columns)}')
+        if c not in frame:
+            raise ValueError(f'{name}: has no column {c!r}; needed are {", ".join(columns)}')
+
 
 def thin(
-    n:int,          # points of a series
-    most:int=1000,  # points to keep
-)->np.ndarray:      # (min(n, most),) indices, first and last included
+    n: int,  # points of a series
+    most: int = 1000,  # points to keep
+) -> np.ndarray:  # (min(n, most),) indices, first and last included
     "Choose evenly spaced points, about as many as a screen has pixels."
-    return np.linspace(0, n-1, min(n, most)).round().astype(int)
+    return np.linspace(0, n - 1, min(n, most)).round().astype(int)
 
-def colour(i:int, alpha:float=1.)->str:
+
+def colour(i: int, alpha: float = 1.0) -> str:
     "Give the i-th colour of the palette, starting again after the last."
-    r, g, b = (int(COLOURS[i % len(COLOURS)][k:k+2], 16) for k in (1, 3, 5))
+    r, g, b = (int(COLOURS[i % len(COLOURS)][k : k + 2], 16) for k in (1, 3, 5))
     return f'rgba({r},{g},{b},{alpha:g})'
 
 # %% ../../nbs/90_plots.ipynb #0bc09e87
 def task_windows(
-    x:np.ndarray,     # (n,) position or step, rising
-    task:np.ndarray,  # (n,) task in force
-)->tuple:             # edges (T+1,), task numbers (T,)
+    x: np.ndarray,  # (n,) position or step, rising
+    task: np.ndarray,  # (n,) task in force
+) -> tuple:  # edges (T+1,), task numbers (T,)
     "Find where the task in force changes."
-    first = np.r_[0, np.flatnonzero(np.diff(task))+1]
-    return np.r_[x[first], x[-1]+1], task[first]
+    first = np.r_[0, np.flatnonzero(np.diff(task)) + 1]
+    return np.r_[x[first], x[-1] + 1], task[first]
+
 
 def mark_tasks(
-    fig:go.Figure,     # changed in place
-    edges:np.ndarray,  # (T+1,) where windows start, and the end of the last
-    tasks:np.ndarray,  # (T,) their numbers
-    most:int=12,       # windows that still get a number
+    fig: go.Figure,  # changed in place
+    edges: np.ndarray,  # (T+1,) where windows start, and the end of the last
+    tasks: np.ndarray,  # (T,) their numbers
+    most: int = 12,  # windows that still get a number
 ):
     "Draw a dotted line between tasks and write their numbers above."
     panels = [axis.plotly_name[1:].removeprefix('axis') for axis in fig.select_xaxes()] or ['']
-    fig.update_layout(shapes=[dict(type='line', x0=float(x), x1=float(x), y0=0, y1=1, xref=f'x{k}', yref=f'y{k} domain', line=dict(color=GREY, dash='dot', width=1))
-                              for k in panels for x in edges[1:-1]])  # at one stroke: plotly's add_vline checks all of the layout each time
-    if len(tasks) > most: return
+    fig.update_layout(
+        shapes=[
+            dict(
+                type='line',
+                x0=float(x),
+                x1=float(x),
+                y0=0,
+                y1=1,
+                xref=f'x{k}',
+                yref=f'y{k} domain',
+                line=dict(color=GREY, dash='dot', width=1),
+            )
+            for k in panels
+            for x in edges[1:-1]
+        ]
+    )  # at one stroke: plotly's add_vline checks all of the layout each time
+    if len(tasks) > most:
+        return
     for left, right, task in zip(edges, edges[1:], tasks):
-        fig.add_annotation(x=(left+right)/2, y=1, xref='x', yref='paper', yanchor='bottom', text=f'task {task}',
-                           showarrow=False, font_size=11)
+        fig.add_annotation(
+            x=(left + right) / 2,
+            y=1,
+            xref='x',
+            yref='paper',
+            yanchor='bottom',
+            text=f'task {task}',
+            showarrow=False,
+            font_size=11,
+        )
 
 # %% ../../nbs/90_plots.ipynb #f5aecdd5
 def _bins(
-    position:np.ndarray,  # (n,) place of each row in the stream
-    bins:int,             # how many are wanted
-)->tuple:                 # edges (bins+1,), bin of each row (n,)
+    position: np.ndarray,  # (n,) place of each row in the stream
+    bins: int,  # how many are wanted
+) -> tuple:  # edges (bins+1,), bin of each row (n,)
     "Cut positions into equal bins, no more than there are positions."
-    if bins < 1: raise ValueError(f'bins = {bins}: must be 1 or more')
-    first, n = position.min(), int(position.max()-position.min())+1
+    if bins < 1:
+        raise ValueError(f'bins = {bins}: must be 1 or more')
+    first, n = position.min(), int(position.max() - position.min()) + 1
     bins = min(bins, n)
-    return first + np.arange(bins+1)*n/bins, (position-first)*bins//n
+    return first + np.arange(bins + 1) * n / bins, (position - first) * bins // n
+
 
 def plot_stream(
-    table:pd.DataFrame,  # a stream's table, or a part of it: position, source, task
-    task_ends=None,      # (T,) [presentations] one past each window; None finds them in column task
-    bins:int=60,         # bars along the stream
-)->go.Figure:            # stacked bars, one colour per source
+    table: pd.DataFrame,  # a stream's table, or a part of it: position, source, task
+    task_ends=None,  # (T,) [presentations] one past each window; None finds them in column task
+    bins: int = 60,  # bars along the stream
+) -> go.Figure:  # stacked bars, one colour per source
     "Show the composition of a stream over its length."
     _need(table, 'table', 'position', 'source', 'task')
-    position, source = table['position'].to_numpy(), pd.Index(list(SOURCE_COLOURS)).get_indexer(table['source'].astype(object))
+    position, source = (
+        table['position'].to_numpy(),
+        pd.Index(list(SOURCE_COLOURS)).get_indexer(table['source'].astype(object)),
+    )
     if (source < 0).any():
-        raise ValueError(f'source = {table["source"].iloc[source.argmin()]!r}: must be one of {", ".join(SOURCE_COLOURS)}')
+        raise ValueError(
+            f'source = {table["source"].iloc[source.argmin()]!r}: must be one of {", ".join(SOURCE_COLOURS)}'
+        )
     edges, where = _bins(position, bins)
-    counts = np.bincount(where*4+source, minlength=4*(len(edges)-1)).reshape(-1, 4)
-    shares = 100*counts/np.maximum(counts.sum(1, keepdims=True), 1)
+    counts = np.bincount(where * 4 + source, minlength=4 * (len(edges) - 1)).reshape(-1, 4)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     fig = go.Figure()
     for i in np.flatnonzero(counts.any(0)):
         name = list(SOURCE_COLOURS)[i]
-        fig.add_bar(x=edges[:-1], y=shares[:, i].astype(np.float32), width=edges[1]-edges[0], offset=0, name=name,
-                    marker=dict(color=SOURCE_COLOURS[name], line_width=0), hovertemplate='from position %{x:.0f}: %{y:.1f}%')
-    fig.update_layout(template=TEMPLATE, barmode='stack', height=320, title='Where the presentations of the stream come from',
-                      showlegend=True, xaxis=dict(title='position [presentations]', showgrid=False),
-                      yaxis=dict(title='share [%]', range=[0, 100]))
-    if task_ends is None: mark_tasks(fig, *task_windows(position, table['task'].to_numpy()))
-    else: mark_tasks(fig, np.r_[position.min(), task_ends], np.arange(len(task_ends)))
+        fig.add_bar(
+            x=edges[:-1],
+            y=shares[:, i].astype(np.float32),
+            width=edges[1] - edges[0],
+            offset=0,
+            name=name,
+            marker=dict(color=SOURCE_COLOURS[name], line_width=0),
+            hovertemplate='from position %{x:.0f}: %{y:.1f}%',
+        )
+    fig.update_layout(
+        template=TEMPLATE,
+        barmode='stack',
+        height=320,
+        title='Where the presentations of the stream come from',
+        showlegend=True,
+        xaxis=dict(title='position [presentations]', showgrid=False),
+        yaxis=dict(title='share [%]', range=[0, 100]),
+    )
+    if task_ends is None:
+        mark_tasks(fig, *task_windows(position, table['task'].to_numpy()))
+    else:
+        mark_tasks(fig, np.r_[position.min(), task_ends], np.arange(len(task_ends)))
     return fig
 
 # %% ../../nbs/90_plots.ipynb #e25c5395
 def plot_classes(
-    table:pd.DataFrame,  # a stream's table: position, label, source, task
-    class_names=None,    # (K,) names of labels 0..K-1; None writes numbers
-    bins:int=60,         # columns along the stream
-)->go.Figure:            # heatmap, one row per class
+    table: pd.DataFrame,  # a stream's table: position, label, source, task
+    class_names=None,  # (K,) names of labels 0..K-1; None writes numbers
+    bins: int = 60,  # columns along the stream
+) -> go.Figure:  # heatmap, one row per class
     "Show the mix of classes over a stream."
     _need(table, 'table', 'position', 'label', 'source', 'task')
     position, task = table['position'].to_numpy(), table['task'].to_numpy()
     found, row = np.unique(np.where(table['source'] == 'ood', -1, table['label']), return_inverse=True)
     if class_names is not None and found[-1] >= len(class_names):
-        raise ValueError(f'class_names: {len(class_names)} names, but the table holds label {found[-1]}; give one name for each label')
+        raise ValueError(
+            f'class_names: {len(class_names)} names, but the table holds label {found[-1]}; give one name for each label'
+        )
     edges, where = _bins(position, bins)
-    counts, by_task = np.zeros((len(found), len(edges)-1)), np.zeros((len(found), task.max()+1))
+    counts, by_task = np.zeros((len(found), len(edges) - 1)), np.zeros((len(found), task.max() + 1))
     np.add.at(counts, (row, where), 1)
     np.add.at(by_task, (row, task), 1)
-    order = np.argsort(np.where(found < 0, task.max()+1, by_task.argmax(1)), kind='stable')
+    order = np.argsort(np.where(found < 0, task.max() + 1, by_task.argmax(1)), kind='stable')
     names = ['ood' if k < 0 else str(k if class_names is None else class_names[k]) for k in found[order]]
-    shares = np.where(counts, 100*counts/np.maximum(counts.sum(0), 1), np.nan)[order]
-    fig = go.Figure(go.Heatmap(z=shares.astype(np.float32), x=(edges[1:]+edges[:-1])/2, coloraxis='coloraxis',
-                               hovertemplate='near position %{x:.0f}: %{z:.1f}%<extra></extra>'))
-    some = np.unique(np.linspace(0, len(names)-1, min(len(names), 21)).astype(int))
-    fig.update_layout(template=TEMPLATE, height=min(420, max(300, 120+20*len(names))), title='Which classes the stream shows, and when',
-                      coloraxis=dict(colorscale=FADE, cmin=0, colorbar_title_text='share [%]'),
-                      xaxis=dict(title='position [presentations]', showgrid=False),
-                      yaxis=dict(title='class', showgrid=False, tickvals=some, ticktext=[names[i] for i in some]))
+    shares = np.where(counts, 100 * counts / np.maximum(counts.sum(0), 1), np.nan)[order]
+    fig = go.Figure(
+        go.Heatmap(
+            z=shares.astype(np.float32),
+            x=(edges[1:] + edges[:-1]) / 2,
+            coloraxis='coloraxis',
+            hovertemplate='near position %{x:.0f}: %{z:.1f}%<extra></extra>',
+        )
+    )
+    some = np.unique(np.linspace(0, len(names) - 1, min(len(names), 21)).astype(int))
+    fig.update_layout(
+        template=TEMPLATE,
+        height=min(420, max(300, 120 + 20 * len(names))),
+        title='Which classes the stream shows, and when',
+        coloraxis=dict(colorscale=FADE, cmin=0, colorbar_title_text='share [%]'),
+        xaxis=dict(title='position [presentations]', showgrid=False),
+        yaxis=dict(title='class', showgrid=False, tickvals=some, ticktext=[names[i] for i in some]),
+    )
     mark_tasks(fig, *task_windows(position, task))
     return fig
 
 # %% ../../nbs/90_plots.ipynb #c24eb200
 def plot_matrix(
-    R,             # (T, T) class-IL accuracy in 0..1, row i after task i; NaN stays blank
-    title:str='Accuracy on each task (columns) after each task (rows)',
-    R_task=None,   # (T, T) task-IL accuracy, drawn beside it
-)->go.Figure:      # one or two heatmaps with numbers
+    R,  # (T, T) class-IL accuracy in 0..1, row i after task i; NaN stays blank
+    title: str = 'Accuracy on each task (columns) after each task (rows)',
+    R_task=None,  # (T, T) task-IL accuracy, drawn beside it
+) -> go.Figure:  # one or two heatmaps with numbers
     "Show the accuracy matrix, class-IL and, if given, task-IL beside it."
     parts = {'class-IL': R} if R_task is None else {'class-IL': R, 'task-IL': R_task}
-    fig = make_subplots(1, len(parts), subplot_titles=list(parts) if R_task is not None else None, horizontal_spacing=.1)
+    fig = make_subplots(
+        1, len(parts), subplot_titles=list(parts) if R_task is not None else None, horizontal_spacing=0.1
+    )
     for column, (name, matrix) in enumerate(parts.items(), 1):
         matrix = np.asarray(matrix, dtype=float)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
-            raise ValueError(f'{name} matrix: shape {matrix.shape}; must be square, (T, T), with row i after task i')
+            raise ValueError(
+                f'{name} matrix: shape {matrix.shape}; must be square, (T, T), with row i after task i'
+            )
         if np.nanmax(matrix, initial=0) > 1 or np.nanmin(matrix, initial=0) < 0:
-            raise ValueError(f'{name} matrix: values from {np.nanmin(matrix):g} to {np.nanmax(matrix):g}; accuracies must lie in [0, 1]')
+            raise ValueError(
+                f'{name} matrix: values from {np.nanmin(matrix):g} to {np.nanmax(matrix):g}; accuracies must lie in [0, 1]'
+            )
         T = len(matrix)
-        fig.add_trace(go.Heatmap(z=(100*matrix).astype(np.float32), coloraxis='coloraxis', xgap=1, ygap=1, name=name, hoverongaps=False,
-                                 texttemplate='%{z:.0f}' if T <= 20 else None, textfont_size=12 if T <= 12 else 9,
-                                 hovertemplate='after task %{y}, task %{x}: %{z:.1f}%'), 1, column)
-        ticks = dict(tickmode='linear', tick0=0, dtick=-(-T//20), showgrid=False, constrain='domain')
+        fig.add_trace(
+            go.Heatmap(
+                z=(100 * matrix).astype(np.float32),
+                coloraxis='coloraxis',
+                xgap=1,
+                ygap=1,
+                name=name,
+                hoverongaps=False,
+                texttemplate='%{z:.0f}' if T <= 20 else None,
+                textfont_size=12 if T <= 12 else 9,
+                hovertemplate='after task %{y}, task %{x}: %{z:.1f}%',
+            ),
+            1,
+            column,
+        )
+        ticks = dict(tickmode='linear', tick0=0, dtick=-(-T // 20), showgrid=False, constrain='domain')
         fig.update_xaxes(title='task j', **ticks, row=1, col=column)
         fig.update_yaxes(title='after task i', autorange='reversed', **ticks, row=1, col=column)
-    fig.update_layout(template=TEMPLATE, title=title, height=400, width=640 if R_task is None else 980,
-                      coloraxis=dict(cmin=0, cmax=100, colorbar_title_text='accuracy [%]'))
+    fig.update_layout(
+        template=TEMPLATE,
+        title=title,
+        height=400,
+        width=640 if R_task is None else 980,
+        coloraxis=dict(cmin=0, cmax=100, colorbar_title_text='accuracy [%]'),
+    )
     return fig
 
 # %% ../../nbs/90_plots.ipynb #c7fae725
 def _learned(
-    rows:pd.DataFrame,  # evaluation rows of one run
-    column:str,         # 'class_il' or 'task_il'
-    readout=None,       # 'weights', 'average'; None takes the run's answer, the last one
-)->tuple:               # (T, T) [%] NaN where task j was not learned yet; (T,) [%] mean of each row
+    rows: pd.DataFrame,  # evaluation rows of one run
+    column: str,  # 'class_il' or 'task_il'
+    readout=None,  # 'weights', 'average'; None takes the run's answer, the last one
+) -> tuple:  # (T, T) [%] NaN where task j was not learned yet; (T,) [%] mean of each row
     "Build the accuracy matrix of tasks learned so far, and its row means."
     R = accuracy_matrix(rows, column, rows['readout'].iloc[-1] if readout is None else readout)
     known = np.tri(len(R), dtype=bool) & ~np.isnan(R)
-    return np.where(known, 100*R, np.nan), np.where(known, 100*R, 0).sum(1)/np.where(known.any(1), known.sum(1), np.nan)
+    return np.where(known, 100 * R, np.nan), np.where(known, 100 * R, 0).sum(1) / np.where(
+        known.any(1), known.sum(1), np.nan
+    )
 
 # %% ../../nbs/90_plots.ipynb #31643ea2
 def plot_tasks(
-    evaluations:pd.DataFrame,  # evaluation rows: step, after, task, split, readout, class_il, task_il
-    readout=None,              # 'weights' or 'average'; None takes the run's answer, the last one
-    column:str='class_il',     # 'class_il' or 'task_il'
-)->go.Figure:                  # a curve per task, and the mean over tasks so far
+    evaluations: pd.DataFrame,  # evaluation rows: step, after, task, split, readout, class_il, task_il
+    readout=None,  # 'weights' or 'average'; None takes the run's answer, the last one
+    column: str = 'class_il',  # 'class_il' or 'task_il'
+) -> go.Figure:  # a curve per task, and the mean over tasks so far
     "Show the accuracy on each task after each task."
     _need(evaluations, 'evaluations', 'after', 'task', 'split', 'readout', column)
     known = evaluations['readout'].unique()
@@ -195,182 +300,369 @@ def plot_tasks(
     (R, mean), fig = _learned(evaluations, column, readout), go.Figure()
     T, after = len(R), np.arange(len(R))
     for j in range(T):
-        line = dict(color=colour(j), width=1.5, dash=('solid', 'dash', 'dot')[j//len(COLOURS) % 3])
-        fig.add_scatter(x=after[j:], y=R[j:, j].astype(np.float32), name=f'task {j}', mode='lines+markers', line=line,
-                        marker=dict(symbol=SYMBOLS[j % len(SYMBOLS)], size=6))
-    fig.add_scatter(x=after, y=mean.astype(np.float32), name='mean so far', mode='lines+markers', line=dict(width=4, color=GREY),
-                    marker_size=8)
-    return fig.update_layout(template=TEMPLATE, height=360, title=f'Accuracy on each task after each task ({column.replace("_il", "-IL")})',
-                             xaxis=dict(title='after task', tickmode='linear', tick0=0, dtick=-(-T//20), range=[-.2, T-.8]),
-                             yaxis=dict(title='accuracy [%]', range=[0, 102]))
+        line = dict(color=colour(j), width=1.5, dash=('solid', 'dash', 'dot')[j // len(COLOURS) % 3])
+        fig.add_scatter(
+            x=after[j:],
+            y=R[j:, j].astype(np.float32),
+            name=f'task {j}',
+            mode='lines+markers',
+            line=line,
+            marker=dict(symbol=SYMBOLS[j % len(SYMBOLS)], size=6),
+        )
+    fig.add_scatter(
+        x=after,
+        y=mean.astype(np.float32),
+        name='mean so far',
+        mode='lines+markers',
+        line=dict(width=4, color=GREY),
+        marker_size=8,
+    )
+    return fig.update_layout(
+        template=TEMPLATE,
+        height=360,
+        title=f'Accuracy on each task after each task ({column.replace("_il", "-IL")})',
+        xaxis=dict(title='after task', tickmode='linear', tick0=0, dtick=-(-T // 20), range=[-0.2, T - 0.8]),
+        yaxis=dict(title='accuracy [%]', range=[0, 102]),
+    )
 
 # %% ../../nbs/90_plots.ipynb #47a6f625
 def _moves(
-    steps:pd.DataFrame,  # step rows: step, moved, perhaps 'drift <level>'
-)->dict:                 # level -> (m,) [steps] when it moved; most moves first
+    steps: pd.DataFrame,  # step rows: step, moved, perhaps 'drift <level>'
+) -> dict:  # level -> (m,) [steps] when it moved; most moves first
     "Collect the steps on which each level moved."
     step, moved = steps['step'].to_numpy(), steps['moved'].fillna('').astype(str)
     code, combinations = pd.factorize(moved)
     levels = {c.removeprefix('drift '): [] for c in steps if c.startswith('drift ')}
     for k, combination in enumerate(combinations):
-        for level in filter(None, combination.split(',')): levels.setdefault(level, []).append(k)
+        for level in filter(None, combination.split(',')):
+            levels.setdefault(level, []).append(k)
     at = {level: step[np.isin(code, ks)] for level, ks in levels.items()}
     return dict(sorted(at.items(), key=lambda item: -len(item[1])))
 
+
 def _lengths(
-    steps:pd.DataFrame,  # step rows: step, perhaps 'moves <level>'
-    level:str,           # its name
-    when:np.ndarray,     # (m,) [steps] when it moved
-)->np.ndarray:           # (m,) relative to the level's norm; NaN where it was not measured
+    steps: pd.DataFrame,  # step rows: step, perhaps 'moves <level>'
+    level: str,  # its name
+    when: np.ndarray,  # (m,) [steps] when it moved
+) -> np.ndarray:  # (m,) relative to the level's norm; NaN where it was not measured
     "Look up how long each move of a level was."
-    if f'moves {level}' not in steps: return np.full(len(when), np.nan)
+    if f'moves {level}' not in steps:
+        return np.full(len(when), np.nan)
     return steps.set_index('step')[f'moves {level}'].reindex(when).to_numpy(float)
 
 # %% ../../nbs/90_plots.ipynb #70a1b001
 def plot_levels(
-    steps:pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>' and 'moves <level>'
-)->go.Figure:            # raster of moves, high strokes for long ones; drift below if it was logged
+    steps: pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>' and 'moves <level>'
+) -> go.Figure:  # raster of moves, high strokes for long ones; drift below if it was logged
     "Show when each level moved, and how far."
     _need(steps, 'steps', 'step', 'task', 'moved')
     step, at = steps['step'].to_numpy(), _moves(steps)
-    if not at: raise ValueError("steps: column 'moved' names no level; it must list the levels that each step moved, joined by ','")
-    drifts = {level: f'drift {level}' for level in at if f'drift {level}' in steps and steps[f'drift {level}'].notna().any()}
-    fig = make_subplots(2 if drifts else 1, 1, shared_xaxes=True, vertical_spacing=.06, row_heights=[.5, .5] if drifts else None)
+    if not at:
+        raise ValueError(
+            "steps: column 'moved' names no level; it must list the levels that each step moved, joined by ','"
+        )
+    drifts = {
+        level: f'drift {level}'
+        for level in at
+        if f'drift {level}' in steps and steps[f'drift {level}'].notna().any()
+    }
+    fig = make_subplots(
+        2 if drifts else 1,
+        1,
+        shared_xaxes=True,
+        vertical_spacing=0.06,
+        row_heights=[0.5, 0.5] if drifts else None,
+    )
     for i, (level, when) in enumerate(at.items()):
         when = when[thin(len(when))] if len(when) else when
         length = _lengths(steps, level, when)
         look = dict(symbol='line-ns', size=18, color=colour(i), line=dict(color=colour(i), width=1.5))
         told = dict(hovertemplate='step %{x}')
         if np.nan_to_num(length).any():
-            look['size'] = np.nan_to_num(4 + 16*np.sqrt(length/np.nanmax(length)), nan=4.).astype(np.float32)
-            told = dict(customdata=length.astype(np.float32), hovertemplate='step %{x}: moved by %{customdata:.2%}')
-        fig.add_trace(go.Scatter(x=when, y=np.full(len(when), i, np.int8), name=level, mode='markers', marker=look, **told), 1, 1)
+            look['size'] = np.nan_to_num(4 + 16 * np.sqrt(length / np.nanmax(length)), nan=4.0).astype(
+                np.float32
+            )
+            told = dict(
+                customdata=length.astype(np.float32), hovertemplate='step %{x}: moved by %{customdata:.2%}'
+            )
+        fig.add_trace(
+            go.Scatter(
+                x=when, y=np.full(len(when), i, np.int8), name=level, mode='markers', marker=look, **told
+            ),
+            1,
+            1,
+        )
     for level, column in drifts.items():
         logged = steps[['step', column]].dropna()
         logged = logged.iloc[thin(len(logged))]
-        fig.add_trace(go.Scatter(x=logged['step'].to_numpy(), y=logged[column].to_numpy(np.float32), name=level, mode='lines',
-                                 line=dict(color=colour(list(at).index(level)), width=1.5)), 2, 1)
-    labels = [f'{level}: {len(when):,} move{"s"*(len(when) != 1)}' for level, when in at.items()]
-    fig.update_layout(template=TEMPLATE, height=420 if drifts else 300, showlegend=False,
-                      title='When each level moved' + ' and how far it drifted'*bool(drifts))
-    fig.update_yaxes(tickvals=np.arange(len(at)), ticktext=labels, range=[len(at)-.4, -.6], showgrid=False, row=1, col=1)
-    if drifts: fig.update_yaxes(title='drift since the<br>last task end', rangemode='tozero', row=2, col=1)
-    fig.update_xaxes(showgrid=False, range=[step[0]-.5, step[-1]+.5])
+        fig.add_trace(
+            go.Scatter(
+                x=logged['step'].to_numpy(),
+                y=logged[column].to_numpy(np.float32),
+                name=level,
+                mode='lines',
+                line=dict(color=colour(list(at).index(level)), width=1.5),
+            ),
+            2,
+            1,
+        )
+    labels = [f'{level}: {len(when):,} move{"s" * (len(when) != 1)}' for level, when in at.items()]
+    fig.update_layout(
+        template=TEMPLATE,
+        height=420 if drifts else 300,
+        showlegend=False,
+        title='When each level moved' + ' and how far it drifted' * bool(drifts),
+    )
+    fig.update_yaxes(
+        tickvals=np.arange(len(at)),
+        ticktext=labels,
+        range=[len(at) - 0.4, -0.6],
+        showgrid=False,
+        row=1,
+        col=1,
+    )
+    if drifts:
+        fig.update_yaxes(title='drift since the<br>last task end', rangemode='tozero', row=2, col=1)
+    fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, step[-1] + 0.5])
     fig.update_xaxes(title='step [steps]', row=2 if drifts else 1, col=1)
     mark_tasks(fig, *task_windows(step, steps['task'].to_numpy()))
     return fig
 
 # %% ../../nbs/90_plots.ipynb #73a85370
 def plot_loss(
-    steps:pd.DataFrame,  # step rows: step, task, loss, perhaps accuracy
-    span=None,           # [steps] of the exponential mean; None takes a fiftieth of the rows
-)->go.Figure:            # loss above; accuracy on the batch below if it was recorded
+    steps: pd.DataFrame,  # step rows: step, task, loss, perhaps accuracy
+    span=None,  # [steps] of the exponential mean; None takes a fiftieth of the rows
+) -> go.Figure:  # loss above; accuracy on the batch below if it was recorded
     "Show the training loss and the accuracy on the batch."
     _need(steps, 'steps', 'step', 'task', 'loss')
-    span = max(1, len(steps)//50) if span is None else span
-    if span < 1: raise ValueError(f'span = {span}: must be 1 step or more')
+    span = max(1, len(steps) // 50) if span is None else span
+    if span < 1:
+        raise ValueError(f'span = {span}: must be 1 step or more')
     keep, step = thin(len(steps)), steps['step'].to_numpy()
     panels = {'loss': steps['loss'].astype(float)}
-    if 'accuracy' in steps and steps['accuracy'].notna().any(): panels['accuracy [%]'] = 100*steps['accuracy'].astype(float)
-    fig = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=.06)
+    if 'accuracy' in steps and steps['accuracy'].notna().any():
+        panels['accuracy [%]'] = 100 * steps['accuracy'].astype(float)
+    fig = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
     for i, (name, y) in enumerate(panels.items()):
         mean = y.ewm(span=span).mean()
-        fig.add_trace(go.Scatter(x=step[keep], y=y.to_numpy(np.float32)[keep], name='each batch', mode='markers',
-                                 marker=dict(size=3, color=colour(i, .5))), i+1, 1)
-        fig.add_trace(go.Scatter(x=step[keep], y=mean.to_numpy(np.float32)[keep], name='running mean', mode='lines',
-                                 line=dict(width=2, color=colour(i))), i+1, 1)
-        fig.update_yaxes(title=name, rangemode='tozero', row=i+1, col=1)
-    fig.update_layout(template=TEMPLATE, height=400 if len(panels) > 1 else 300, showlegend=False,
-                      title=f'Training loss{" and accuracy"*(len(panels) > 1)} on each batch (line: running mean)')
-    fig.update_xaxes(showgrid=False, range=[step[0]-.5, step[-1]+.5])
+        fig.add_trace(
+            go.Scatter(
+                x=step[keep],
+                y=y.to_numpy(np.float32)[keep],
+                name='each batch',
+                mode='markers',
+                marker=dict(size=3, color=colour(i, 0.5)),
+            ),
+            i + 1,
+            1,
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=step[keep],
+                y=mean.to_numpy(np.float32)[keep],
+                name='running mean',
+                mode='lines',
+                line=dict(width=2, color=colour(i)),
+            ),
+            i + 1,
+            1,
+        )
+        fig.update_yaxes(title=name, rangemode='tozero', row=i + 1, col=1)
+    fig.update_layout(
+        template=TEMPLATE,
+        height=400 if len(panels) > 1 else 300,
+        showlegend=False,
+        title=f'Training loss{" and accuracy" * (len(panels) > 1)} on each batch (line: running mean)',
+    )
+    fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, step[-1] + 0.5])
     fig.update_xaxes(title='step [steps]', row=len(panels), col=1)
     mark_tasks(fig, *task_windows(step, steps['task'].to_numpy()))
     return fig
 
 # %% ../../nbs/90_plots.ipynb #96b47847
 def plot_memory(
-    labels,            # (n,) labels of the stored images; below 0 for images of no class
+    labels,  # (n,) labels of the stored images; below 0 for images of no class
     class_names=None,  # (K,) names of labels 0..K-1; None writes numbers up to the largest label
-)->go.Figure:          # one bar per class
+) -> go.Figure:  # one bar per class
     "Show how many images of each class a memory holds."
     labels = np.asarray(labels, dtype=np.int64).ravel()
-    if not labels.size: raise ValueError('labels: the memory is empty; draw it once something is stored')
-    if class_names is None: class_names = range(max(int(labels.max())+1, 0))
+    if not labels.size:
+        raise ValueError('labels: the memory is empty; draw it once something is stored')
+    if class_names is None:
+        class_names = range(max(int(labels.max()) + 1, 0))
     if labels.max() >= len(class_names):
-        raise ValueError(f'class_names: {len(class_names)} names, but the memory holds label {labels.max()}; give one name for each label')
-    names, counts = [str(n) for n in class_names], np.bincount(labels[labels >= 0], minlength=len(class_names))
-    if (labels < 0).any(): names, counts = names+['ood'], np.r_[counts, (labels < 0).sum()]
-    some = np.unique(np.linspace(0, len(names)-1, min(len(names), 26)).astype(int))
-    fig = go.Figure(go.Bar(x=np.arange(len(names)), y=counts, marker_color=COLOURS[0], hovertemplate='%{y} images<extra></extra>'))
-    return fig.update_layout(template=TEMPLATE, height=300, bargap=.2, title=f'Images in memory by class ({labels.size:,} in all)',
-                             xaxis=dict(title='class', tickvals=some, ticktext=[names[i] for i in some], showgrid=False),
-                             yaxis=dict(title='stored images', rangemode='tozero'))
+        raise ValueError(
+            f'class_names: {len(class_names)} names, but the memory holds label {labels.max()}; give one name for each label'
+        )
+    names, counts = (
+        [str(n) for n in class_names],
+        np.bincount(labels[labels >= 0], minlength=len(class_names)),
+    )
+    if (labels < 0).any():
+        names, counts = names + ['ood'], np.r_[counts, (labels < 0).sum()]
+    some = np.unique(np.linspace(0, len(names) - 1, min(len(names), 26)).astype(int))
+    fig = go.Figure(
+        go.Bar(
+            x=np.arange(len(names)),
+            y=counts,
+            marker_color=COLOURS[0],
+            hovertemplate='%{y} images<extra></extra>',
+        )
+    )
+    return fig.update_layout(
+        template=TEMPLATE,
+        height=300,
+        bargap=0.2,
+        title=f'Images in memory by class ({labels.size:,} in all)',
+        xaxis=dict(title='class', tickvals=some, ticktext=[names[i] for i in some], showgrid=False),
+        yaxis=dict(title='stored images', rangemode='tozero'),
+    )
 
 # %% ../../nbs/90_plots.ipynb #e88a32c7
 def _average_so_far(
-    rows:pd.DataFrame,  # evaluation rows of one method, with column seed
-    column:str,         # 'class_il' or 'task_il'
-)->tuple:               # (T,) [%] mean over seeds, (T,) [%] half width of its 95% interval, NaN for a single seed
+    rows: pd.DataFrame,  # evaluation rows of one method, with column seed
+    column: str,  # 'class_il' or 'task_il'
+) -> tuple:  # (T,) [%] mean over seeds, (T,) [%] half width of its 95% interval, NaN for a single seed
     "Average the accuracy over tasks so far, and that over seeds."
     runs = [_learned(run, column)[1] for _, run in rows.groupby('seed')]
     curves = np.full((len(runs), max(map(len, runs))), np.nan)
-    for k, run in enumerate(runs): curves[k, :len(run)] = run
+    for k, run in enumerate(runs):
+        curves[k, : len(run)] = run
     known = [c[~np.isnan(c)] for c in curves.T]
-    return tuple(np.array([mean_interval(c) if len(c) else (np.nan, np.nan) for c in known], dtype=np.float32).T)
+    return tuple(
+        np.array([mean_interval(c) if len(c) else (np.nan, np.nan) for c in known], dtype=np.float32).T
+    )
+
 
 def _draw_curves(
-    fig:go.Figure,              # changed in place; its first panel is drawn
-    evaluations:pd.DataFrame,   # rows of all methods
-    methods:list,               # their order
-    column:str,                 # 'class_il' or 'task_il'
+    fig: go.Figure,  # changed in place; its first panel is drawn
+    evaluations: pd.DataFrame,  # rows of all methods
+    methods: list,  # their order
+    column: str,  # 'class_il' or 'task_il'
 ):
     "Draw a curve and a band, within 0..100%, for each method."
     for i, method in enumerate(methods):
         mean, half = _average_so_far(evaluations[evaluations['method'] == method], column)
         x, sure = np.arange(len(mean)), ~np.isnan(half)
         if sure.any():
-            fig.add_trace(go.Scatter(x=np.r_[x[sure], x[sure][::-1]], y=np.clip(np.r_[(mean-half)[sure], (mean+half)[sure][::-1]], 0, 100),
-                                     name=f'{method}, 95%', mode='lines', line_width=0, fill='toself', fillcolor=colour(i, .2),
-                                     hoverinfo='skip', showlegend=False, legendgroup=method), 1, 1)
-        fig.add_trace(go.Scatter(x=x, y=mean, name=method, legendgroup=method, mode='lines+markers', line=dict(color=colour(i), width=2),
-                                 marker=dict(symbol=SYMBOLS[i % len(SYMBOLS)], size=7)), 1, 1)
+            fig.add_trace(
+                go.Scatter(
+                    x=np.r_[x[sure], x[sure][::-1]],
+                    y=np.clip(np.r_[(mean - half)[sure], (mean + half)[sure][::-1]], 0, 100),
+                    name=f'{method}, 95%',
+                    mode='lines',
+                    line_width=0,
+                    fill='toself',
+                    fillcolor=colour(i, 0.2),
+                    hoverinfo='skip',
+                    showlegend=False,
+                    legendgroup=method,
+                ),
+                1,
+                1,
+            )
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=mean,
+                name=method,
+                legendgroup=method,
+                mode='lines+markers',
+                line=dict(color=colour(i), width=2),
+                marker=dict(symbol=SYMBOLS[i % len(SYMBOLS)], size=7),
+            ),
+            1,
+            1,
+        )
+
 
 def _draw_dots(
-    fig:go.Figure,      # changed in place
-    rows:pd.DataFrame,  # one metric's rows: method, metric, mean, half
-    methods:list,       # their order, from the top
-    panel:int,          # column of the figure
+    fig: go.Figure,  # changed in place
+    rows: pd.DataFrame,  # one metric's rows: method, metric, mean, half
+    methods: list,  # their order, from the top
+    panel: int,  # column of the figure
 ):
     "Draw a dot and its interval for each method."
     for i, method in enumerate(methods):
-        mean, half = 100*rows.loc[rows['method'] == method, ['mean', 'half']].to_numpy(float).T
-        fig.add_trace(go.Scatter(x=mean, y=np.full(len(mean), i), error_x=dict(array=np.nan_to_num(half), width=4), name=method,
-                                 marker=dict(color=colour(i), symbol=SYMBOLS[i % len(SYMBOLS)], size=10), mode='markers',
-                                 showlegend=False), 1, panel)
-    fig.update_xaxes(title=f'{rows["metric"].iloc[0]}<br>[%]'.replace('_', ' '), range=[min(-3, 100*rows['mean'].min()-8), 103], row=1, col=panel)
-    fig.update_yaxes(tickvals=np.arange(len(methods)), ticktext=methods, range=[len(methods)-.5, -.5], side='right', ticks='',
-                     showticklabels=False, row=1, col=panel)
+        mean, half = 100 * rows.loc[rows['method'] == method, ['mean', 'half']].to_numpy(float).T
+        fig.add_trace(
+            go.Scatter(
+                x=mean,
+                y=np.full(len(mean), i),
+                error_x=dict(array=np.nan_to_num(half), width=4),
+                name=method,
+                marker=dict(color=colour(i), symbol=SYMBOLS[i % len(SYMBOLS)], size=10),
+                mode='markers',
+                showlegend=False,
+            ),
+            1,
+            panel,
+        )
+    fig.update_xaxes(
+        title=f'{rows["metric"].iloc[0]}<br>[%]'.replace('_', ' '),
+        range=[min(-3, 100 * rows['mean'].min() - 8), 103],
+        row=1,
+        col=panel,
+    )
+    fig.update_yaxes(
+        tickvals=np.arange(len(methods)),
+        ticktext=methods,
+        range=[len(methods) - 0.5, -0.5],
+        side='right',
+        ticks='',
+        showticklabels=False,
+        row=1,
+        col=panel,
+    )
 
 # %% ../../nbs/90_plots.ipynb #ffd34959
 def plot_compare(
-    evaluations:pd.DataFrame,  # evaluation rows of all runs with columns method and seed added
-    summary=None,              # frame of method, metric, mean, half (0..1; half NaN for one seed); a panel per metric
-    column:str='class_il',     # 'class_il' or 'task_il'
-)->go.Figure:                  # curves with bands; dots with intervals beside them
+    evaluations: pd.DataFrame,  # evaluation rows of all runs with columns method and seed added
+    summary=None,  # frame of method, metric, mean, half (0..1; half NaN for one seed); a panel per metric
+    column: str = 'class_il',  # 'class_il' or 'task_il'
+) -> go.Figure:  # curves with bands; dots with intervals beside them
     "Compare methods on the same streams, with intervals over seeds."
     _need(evaluations, 'evaluations', 'method', 'seed', 'after', 'task', 'split', 'readout', column)
-    if summary is not None: _need(summary, 'summary', 'method', 'metric', 'mean', 'half')
-    methods, metrics = list(evaluations['method'].unique()), [] if summary is None else list(summary['metric'].unique())
-    if summary is not None and (extra := set(summary['method'])-set(methods)):
-        raise ValueError(f'summary: method {min(extra)!r} is not in evaluations, which hold {", ".join(methods)}')
-    fig = make_subplots(1, 1+len(metrics), column_widths=[.43]+[.57/len(metrics)]*len(metrics) if metrics else None, horizontal_spacing=.04)
+    if summary is not None:
+        _need(summary, 'summary', 'method', 'metric', 'mean', 'half')
+    methods, metrics = (
+        list(evaluations['method'].unique()),
+        [] if summary is None else list(summary['metric'].unique()),
+    )
+    if summary is not None and (extra := set(summary['method']) - set(methods)):
+        raise ValueError(
+            f'summary: method {min(extra)!r} is not in evaluations, which hold {", ".join(methods)}'
+        )
+    fig = make_subplots(
+        1,
+        1 + len(metrics),
+        column_widths=[0.43] + [0.57 / len(metrics)] * len(metrics) if metrics else None,
+        horizontal_spacing=0.04,
+    )
     _draw_curves(fig, evaluations, methods, column)
-    for panel, metric in enumerate(metrics, 2): _draw_dots(fig, summary[summary['metric'] == metric], methods, panel)
-    if metrics: fig.update_yaxes(showticklabels=True, row=1, col=len(metrics)+1)
+    for panel, metric in enumerate(metrics, 2):
+        _draw_dots(fig, summary[summary['metric'] == metric], methods, panel)
+    if metrics:
+        fig.update_yaxes(showticklabels=True, row=1, col=len(metrics) + 1)
     fewest, seeds = evaluations.groupby('method')['seed'].nunique().agg(['min', 'max'])
-    over = 'one seed' if seeds == 1 else f'mean and 95% interval over {seeds if fewest == seeds else f"{fewest} to {seeds}"} seeds'
-    fig.update_layout(template=TEMPLATE, height=400, showlegend=not metrics,
-                      title=f'Methods on the same streams ({column.replace("_il", "-IL")}): {over}')
-    fig.update_xaxes(title='after task', tickmode='linear', tick0=0, dtick=-(-(int(evaluations['after'].max())+1)//12), row=1, col=1)
+    over = (
+        'one seed'
+        if seeds == 1
+        else f'mean and 95% interval over {seeds if fewest == seeds else f"{fewest} to {seeds}"} seeds'
+    )
+    fig.update_layout(
+        template=TEMPLATE,
+        height=400,
+        showlegend=not metrics,
+        title=f'Methods on the same streams ({column.replace("_il", "-IL")}): {over}',
+    )
+    fig.update_xaxes(
+        title='after task',
+        tickmode='linear',
+        tick0=0,
+        dtick=-(-(int(evaluations['after'].max()) + 1) // 12),
+        row=1,
+        col=1,
+    )
     fig.update_yaxes(title='average accuracy so far [%]', rangemode='tozero', row=1, col=1)
     return fig

@@ -7,7 +7,9 @@ __all__ = ['MATRIX', 'TASKS', 'LEVELS', 'QUARTERS', 'LOSS', 'SCENES', 'blank', '
            'draw_levels', 'draw_stream', 'draw_thumbnails', 'draw_memory', 'draw_loss', 'Scene', 'draw_pair', 'compare']
 
 # %% ../../nbs/93_scenes.ipynb #81a00003
-import base64, io, math
+import base64
+import io
+import math
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -18,156 +20,289 @@ from plotly.subplots import make_subplots
 
 from ..measure import metrics
 from .live import View
-from .plots import GREY, SHADES, SYMBOLS, TEMPLATE, colour, mark_tasks, plot_levels, plot_loss, plot_matrix, plot_stream, task_windows, thin
+from nested_learning.see.plots import (
+    GREY,
+    SHADES,
+    SYMBOLS,
+    TEMPLATE,
+    colour,
+    plot_levels,
+    plot_loss,
+    plot_matrix,
+    plot_stream,
+    task_windows,
+    thin,
+)
 
 # %% ../../nbs/93_scenes.ipynb #81a00008
 def blank(
-    title:str,  # of the figure
-    why:str,    # what it waits for
-    height:int=320, # [pixels]
-)->go.Figure:
+    title: str,  # of the figure
+    why: str,  # what it waits for
+    height: int = 320,  # [pixels]
+) -> go.Figure:
     "Draw an empty figure that says what will be there."
-    fig = go.Figure(layout=dict(template=TEMPLATE, title=title, title_font_size=14, height=height, xaxis_visible=False, yaxis_visible=False))
-    return fig.add_annotation(text=why, x=.5, y=.5, xref='paper', yref='paper', showarrow=False)
+    fig = go.Figure(
+        layout=dict(
+            template=TEMPLATE,
+            title=title,
+            title_font_size=14,
+            height=height,
+            xaxis_visible=False,
+            yaxis_visible=False,
+        )
+    )
+    return fig.add_annotation(text=why, x=0.5, y=0.5, xref='paper', yref='paper', showarrow=False)
+
 
 def planned(
-    view:View,
-)->int:  # [steps]
+    view: View,
+) -> int:  # [steps]
     "Tell how many steps the run will have, as its stream and settings are now."
-    left = (len(view.stream)-view.position)/view.config.data.batch_size
-    return view.step + math.ceil(left*view.config.training.updates_per_batch)
+    left = (len(view.stream) - view.position) / view.config.data.batch_size
+    return view.step + math.ceil(left * view.config.training.updates_per_batch)
 
 # %% ../../nbs/93_scenes.ipynb #81a0000b
 MATRIX = 'Accuracy after each task (class-IL)'
 
+
 def answers(
-    view:View,
-    split:str,  # 'test' or 'holdout'
-)->pd.DataFrame:
+    view: View,
+    split: str,  # 'test' or 'holdout'
+) -> pd.DataFrame:
     "Pick the evaluations of the run's answer: its last read-out."
     rows = view.evaluations
-    return rows if not len(rows) else rows[(rows['readout'] == rows['readout'].iloc[-1]) & (rows['split'] == split)]
+    return (
+        rows
+        if not len(rows)
+        else rows[(rows['readout'] == rows['readout'].iloc[-1]) & (rows['split'] == split)]
+    )
+
 
 def draw_matrix(
-    view:View,
-)->go.Figure:
+    view: View,
+) -> go.Figure:
     "Draw the accuracy matrix as far as it is known."
     tests = answers(view, 'test')
-    if not len(tests): return blank(MATRIX, 'the first row comes at the end of the first task', 400)
-    return plot_matrix(metrics.accuracy_matrix(tests, 'class_il', tests['readout'].iloc[-1]), MATRIX).update_layout(width=None, title_font_size=14)
+    if not len(tests):
+        return blank(MATRIX, 'the first row comes at the end of the first task', 400)
+    return plot_matrix(
+        metrics.accuracy_matrix(tests, 'class_il', tests['readout'].iloc[-1]), MATRIX
+    ).update_layout(width=None, title_font_size=14)
 
 # %% ../../nbs/93_scenes.ipynb #81a0000f
 def _shade_tasks(
-    fig:go.Figure,     # changed in place
-    edges:np.ndarray,  # (T+1,) [steps] where windows start, and the end of the last
+    fig: go.Figure,  # changed in place
+    edges: np.ndarray,  # (T+1,) [steps] where windows start, and the end of the last
 ):
     "Shade every second window."
-    fig.update_layout(shapes=[dict(type='rect', x0=float(a), x1=float(b), y0=0, y1=1, xref='x', yref='y domain', fillcolor=GREY, opacity=.12, line_width=0, layer='below')
-                              for a, b in list(zip(edges, edges[1:]))[1::2]])
+    fig.update_layout(
+        shapes=[
+            dict(
+                type='rect',
+                x0=float(a),
+                x1=float(b),
+                y0=0,
+                y1=1,
+                xref='x',
+                yref='y domain',
+                fillcolor=GREY,
+                opacity=0.12,
+                line_width=0,
+                layer='below',
+            )
+            for a, b in list(zip(edges, edges[1:]))[1::2]
+        ]
+    )
+
 
 TASKS = 'Accuracy on each task (class-IL)'
 
+
 def draw_tasks(
-    view:View,
-)->go.Figure:
+    view: View,
+) -> go.Figure:
     "Draw the class-IL accuracy on each task over the steps."
     held_out = answers(view, 'holdout')
     rows, title = (held_out, 'held out') if len(held_out) else (answers(view, 'test'), 'tests')
-    if not len(rows): return blank(TASKS, 'the first point comes with the first evaluation', 360)
+    if not len(rows):
+        return blank(TASKS, 'the first point comes with the first evaluation', 360)
     fig = go.Figure()
     for task, curve in rows.dropna(subset='class_il').groupby('task'):
-        fig.add_scatter(x=curve['step'].to_numpy(), y=100*curve['class_il'].to_numpy(np.float32), name=f'task {task}', mode='lines+markers',
-                        line=dict(color=colour(task), width=1.5), marker=dict(symbol=SYMBOLS[task % len(SYMBOLS)], size=5))
+        fig.add_scatter(
+            x=curve['step'].to_numpy(),
+            y=100 * curve['class_il'].to_numpy(np.float32),
+            name=f'task {task}',
+            mode='lines+markers',
+            line=dict(color=colour(task), width=1.5),
+            marker=dict(symbol=SYMBOLS[task % len(SYMBOLS)], size=5),
+        )
     mean = rows.groupby('step')['class_il'].mean()
-    fig.add_scatter(x=mean.index.to_numpy(), y=100*mean.to_numpy(np.float32), name='mean so far', mode='lines', line=dict(width=4, color=GREY))
-    fig.update_layout(template=TEMPLATE, height=360, title=f'{TASKS}, {title}', title_font_size=14, legend=dict(orientation='h', y=-.22, yanchor='top'), margin_b=90,
-                      xaxis=dict(title='step [steps]', range=[0, planned(view)+1], showgrid=False), yaxis=dict(title='accuracy [%]', range=[0, 102]))
+    fig.add_scatter(
+        x=mean.index.to_numpy(),
+        y=100 * mean.to_numpy(np.float32),
+        name='mean so far',
+        mode='lines',
+        line=dict(width=4, color=GREY),
+    )
+    fig.update_layout(
+        template=TEMPLATE,
+        height=360,
+        title=f'{TASKS}, {title}',
+        title_font_size=14,
+        legend=dict(orientation='h', y=-0.22, yanchor='top'),
+        margin_b=90,
+        xaxis=dict(title='step [steps]', range=[0, planned(view) + 1], showgrid=False),
+        yaxis=dict(title='accuracy [%]', range=[0, 102]),
+    )
     _shade_tasks(fig, task_windows(view.steps['step'].to_numpy(), view.steps['task'].to_numpy())[0])
     return fig
 
 # %% ../../nbs/93_scenes.ipynb #81a00012
 LEVELS = 'Moves and drift of each level'
 
+
 def draw_levels(
-    view:View,
-    last:int=300,  # [steps] shown
-)->go.Figure:
+    view: View,
+    last: int = 300,  # [steps] shown
+) -> go.Figure:
     "Draw the raster of moves and the drift of the last steps."
-    if not view.step: return blank(LEVELS, 'comes with the first step', 400)
-    return plot_levels(view.steps.iloc[-last:]).update_layout(title=f'{LEVELS}, last {min(last, view.step)} steps', title_font_size=14, height=400)
+    if not view.step:
+        return blank(LEVELS, 'comes with the first step', 400)
+    return plot_levels(view.steps.iloc[-last:]).update_layout(
+        title=f'{LEVELS}, last {min(last, view.step)} steps', title_font_size=14, height=400
+    )
 
 # %% ../../nbs/93_scenes.ipynb #81a00015
 def draw_stream(
-    view:View,
-    most:int=2000,  # [presentations] shown of a longer stream
-)->go.Figure:
+    view: View,
+    most: int = 2000,  # [presentations] shown of a longer stream
+) -> go.Figure:
     "Draw the composition of the stream around now."
     table, first = view.stream.table, 0
-    if len(table) > most: first = min(max(0, view.position-most//2), len(table)-most)
-    fig = plot_stream(table.iloc[first:first+most])
-    now = dict(type='line', x0=view.position, x1=view.position, y0=0, y1=1, xref='x', yref='y domain', line=dict(color=GREY, width=4))
-    fig.update_layout(title='The stream: shown | to come', title_font_size=14, shapes=[*fig.layout.shapes, now], height=360, legend=dict(orientation='h', y=-.22, yanchor='top'), margin_b=90)
+    if len(table) > most:
+        first = min(max(0, view.position - most // 2), len(table) - most)
+    fig = plot_stream(table.iloc[first : first + most])
+    now = dict(
+        type='line',
+        x0=view.position,
+        x1=view.position,
+        y0=0,
+        y1=1,
+        xref='x',
+        yref='y domain',
+        line=dict(color=GREY, width=4),
+    )
+    fig.update_layout(
+        title='The stream: shown | to come',
+        title_font_size=14,
+        shapes=[*fig.layout.shapes, now],
+        height=360,
+        legend=dict(orientation='h', y=-0.22, yanchor='top'),
+        margin_b=90,
+    )
     return fig
 
 # %% ../../nbs/93_scenes.ipynb #81a00018
 QUARTERS = ('oldest quarter', '2nd', '3rd', 'newest quarter')  # of the rows shown so far
 
+
 def draw_thumbnails(
-    images:np.ndarray,  # (k, C, h, w) uint8
-    columns:int=10,     # in a row
-)->str:                 # address that holds the picture
+    images: np.ndarray,  # (k, C, h, w) uint8
+    columns: int = 10,  # in a row
+) -> str:  # address that holds the picture
     "Paste small images side by side."
     k, channels, h, w = images.shape
-    rows = -(-k//columns)
-    sheet = np.zeros((rows*columns, h+2, w+2, 4), np.uint8)
+    rows = -(-k // columns)
+    sheet = np.zeros((rows * columns, h + 2, w + 2, 4), np.uint8)
     sheet[:k, 1:-1, 1:-1, :3] = np.broadcast_to(images[:, :3].transpose(0, 2, 3, 1), (k, h, w, 3))
     sheet[:k, 1:-1, 1:-1, 3] = 255
-    sheet = sheet.reshape(rows, columns, h+2, w+2, 4).transpose(0, 2, 1, 3, 4).reshape(rows*(h+2), columns*(w+2), 4)
+    sheet = (
+        sheet.reshape(rows, columns, h + 2, w + 2, 4)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(rows * (h + 2), columns * (w + 2), 4)
+    )
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
+
 def draw_memory(
-    view:View,
-)->go.Figure:
+    view: View,
+) -> go.Figure:
     "Draw what the memory held, by class and age, and some of its images."
     held, title = view.held, 'Memory by class and age'
-    if held is None: return blank(title, 'this run has no memory, or it is still empty', 400)
-    position = pd.Series(view.stream.table['position'].to_numpy(), index=view.stream.table['sample']).loc[held.samples].to_numpy()
-    quarter = np.minimum(4*position//max(view.position, 1), 3)
+    if held is None:
+        return blank(title, 'this run has no memory, or it is still empty', 400)
+    position = (
+        pd.Series(view.stream.table['position'].to_numpy(), index=view.stream.table['sample'])
+        .loc[held.samples]
+        .to_numpy()
+    )
+    quarter = np.minimum(4 * position // max(view.position, 1), 3)
     names = np.unique(held.labels)
     counts = np.array([[(held.labels[quarter == q] == name).sum() for name in names] for q in range(4)])
-    fig = make_subplots(2, 1, vertical_spacing=.16, row_heights=[.5, .5])
+    fig = make_subplots(2, 1, vertical_spacing=0.16, row_heights=[0.5, 0.5])
     for q, shade in enumerate((SHADES[0], SHADES[2], SHADES[5], SHADES[7])):
-        fig.add_trace(go.Bar(x=np.arange(len(names)), y=counts[q], name=QUARTERS[q], marker_color=shade, hovertemplate='%{y} images'), 1, 1)
+        fig.add_trace(
+            go.Bar(
+                x=np.arange(len(names)),
+                y=counts[q],
+                name=QUARTERS[q],
+                marker_color=shade,
+                hovertemplate='%{y} images',
+            ),
+            1,
+            1,
+        )
     fig.add_trace(go.Image(source=draw_thumbnails(held.thumbnails), hoverinfo='skip'), 2, 1)
-    some = np.unique(np.linspace(0, len(names)-1, min(len(names), 20)).astype(int))
-    fig.update_xaxes(title='class', tickvals=some, ticktext=[str(names[i]) if names[i] >= 0 else 'ood' for i in some], showgrid=False, row=1, col=1)
+    some = np.unique(np.linspace(0, len(names) - 1, min(len(names), 20)).astype(int))
+    fig.update_xaxes(
+        title='class',
+        tickvals=some,
+        ticktext=[str(names[i]) if names[i] >= 0 else 'ood' for i in some],
+        showgrid=False,
+        row=1,
+        col=1,
+    )
     fig.update_yaxes(title='stored images', rangemode='tozero', row=1, col=1)
     fig.update_xaxes(visible=False, constrain='domain', row=2, col=1)
     fig.update_yaxes(visible=False, constrain='domain', row=2, col=1)
-    return fig.update_layout(template=TEMPLATE, barmode='stack', bargap=.2, height=400, title=f'{title} ({len(held.labels)} images)', title_font_size=14,
-                             legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, traceorder='normal', font_size=10), margin_t=84, margin_b=10)
+    return fig.update_layout(
+        template=TEMPLATE,
+        barmode='stack',
+        bargap=0.2,
+        height=400,
+        title=f'{title} ({len(held.labels)} images)',
+        title_font_size=14,
+        legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, traceorder='normal', font_size=10),
+        margin_t=84,
+        margin_b=10,
+    )
 
 # %% ../../nbs/93_scenes.ipynb #81a0001b
 LOSS = 'Loss and accuracy on each batch'
 
+
 def draw_loss(
-    view:View,
-)->go.Figure:
+    view: View,
+) -> go.Figure:
     "Draw loss, accuracy on the batch, and steps per second."
-    if not view.step: return blank(LOSS, 'comes with the first step', 400)
+    if not view.step:
+        return blank(LOSS, 'comes with the first step', 400)
     fig = plot_loss(view.steps).update_layout(title=LOSS, title_font_size=14)
-    fig.update_xaxes(range=[0, planned(view)+1])
+    fig.update_xaxes(range=[0, planned(view) + 1])
     seconds = view.steps.get('seconds', pd.Series(dtype=float)).tail(50).mean()
-    if seconds > 0: fig.update_layout(title=f'{LOSS}; {1/seconds:.1f} steps/s')
+    if seconds > 0:
+        fig.update_layout(title=f'{LOSS}; {1 / seconds:.1f} steps/s')
     return fig
 
 # %% ../../nbs/93_scenes.ipynb #81a0001e
 class Scene(NamedTuple):
     "Name a figure of a run and say when it must be drawn anew."
-    draw:Callable  # view -> figure
-    key:Callable   # view -> what the figure depends on
+
+    draw: Callable  # view -> figure
+    key: Callable  # view -> what the figure depends on
+
 
 SCENES = dict(
     matrix=Scene(draw_matrix, lambda view: len(view.evaluations)),
@@ -175,40 +310,91 @@ SCENES = dict(
     levels=Scene(draw_levels, lambda view: view.step),
     stream=Scene(draw_stream, lambda view: (id(view.stream), view.position)),
     memory=Scene(draw_memory, lambda view: view.held and view.held.step),
-    loss=Scene(draw_loss, lambda view: view.step))
+    loss=Scene(draw_loss, lambda view: view.step),
+)
 
 # %% ../../nbs/93_scenes.ipynb #81a00021
 def draw_pair(
-    a:View,
-    b:View,
-)->go.Figure:
+    a: View,
+    b: View,
+) -> go.Figure:
     "Draw two runs on the same axes."
-    if not (a.step and b.step): return blank('A (solid) and B (dashed)', 'comes when both have made a step', 360)
-    fig = make_subplots(1, 2, subplot_titles=('class-IL accuracy, mean so far [%]', 'loss, running mean'), horizontal_spacing=.1)
+    if not (a.step and b.step):
+        return blank('A (solid) and B (dashed)', 'comes when both have made a step', 360)
+    fig = make_subplots(
+        1,
+        2,
+        subplot_titles=('class-IL accuracy, mean so far [%]', 'loss, running mean'),
+        horizontal_spacing=0.1,
+    )
     for i, (name, view) in enumerate(dict(A=a, B=b).items()):
-        rows, line = answers(view, 'holdout'), dict(color=colour(3*i), dash=('solid', 'dash')[i], width=2.5)
-        mean = (rows if len(rows) else answers(view, 'test')).groupby('step')['class_il'].mean() if len(view.evaluations) else pd.Series(dtype=float)
-        fig.add_trace(go.Scatter(x=mean.index.to_numpy(), y=100*mean.to_numpy(np.float32), name=name, line=line, mode='lines+markers', marker_size=5, legendgroup=name), 1, 1)
-        keep, loss = thin(view.step), view.steps['loss'].astype(float).ewm(span=max(1, view.step//50)).mean()
-        fig.add_trace(go.Scatter(x=view.steps['step'].to_numpy()[keep], y=loss.to_numpy(np.float32)[keep], name=name, line=line, mode='lines', legendgroup=name, showlegend=False), 1, 2)
-    fig.update_xaxes(title='step [steps]', range=[0, max(planned(a), planned(b))+1], showgrid=False)
+        rows, line = answers(view, 'holdout'), dict(color=colour(3 * i), dash=('solid', 'dash')[i], width=2.5)
+        mean = (
+            (rows if len(rows) else answers(view, 'test')).groupby('step')['class_il'].mean()
+            if len(view.evaluations)
+            else pd.Series(dtype=float)
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=mean.index.to_numpy(),
+                y=100 * mean.to_numpy(np.float32),
+                name=name,
+                line=line,
+                mode='lines+markers',
+                marker_size=5,
+                legendgroup=name,
+            ),
+            1,
+            1,
+        )
+        keep, loss = (
+            thin(view.step),
+            view.steps['loss'].astype(float).ewm(span=max(1, view.step // 50)).mean(),
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=view.steps['step'].to_numpy()[keep],
+                y=loss.to_numpy(np.float32)[keep],
+                name=name,
+                line=line,
+                mode='lines',
+                legendgroup=name,
+                showlegend=False,
+            ),
+            1,
+            2,
+        )
+    fig.update_xaxes(title='step [steps]', range=[0, max(planned(a), planned(b)) + 1], showgrid=False)
     fig.update_yaxes(rangemode='tozero')
     fig.update_annotations(font_size=12, font_color=GREY)
-    return fig.update_layout(template=TEMPLATE, height=360, title='A (solid) and B (dashed)', title_font_size=14, margin_t=84)
+    return fig.update_layout(
+        template=TEMPLATE, height=360, title='A (solid) and B (dashed)', title_font_size=14, margin_t=84
+    )
+
 
 def compare(
-    a:View,
-    b:View,
-)->pd.DataFrame:  # rows metric, columns A, B, B - A [points]; empty before both have been tested after the same task
+    a: View,
+    b: View,
+) -> (
+    pd.DataFrame
+):  # rows metric, columns A, B, B - A [points]; empty before both have been tested after the same task
     "Put two runs side by side at the newest task end that both have reached."
     sides = [answers(view, 'test') for view in (a, b)]
-    if not all(map(len, sides)): return pd.DataFrame(columns=['A', 'B', 'B - A'])
+    if not all(map(len, sides)):
+        return pd.DataFrame(columns=['A', 'B', 'B - A'])
     last = min(rows['after'].max() for rows in sides)
     table = {}
     for column in ('class_il', 'task_il'):
-        known = [metrics.accuracy_matrix(rows[rows['after'] <= last], column, rows['readout'].iloc[-1])[:last+1, :last+1] for rows in sides]
+        known = [
+            metrics.accuracy_matrix(rows[rows['after'] <= last], column, rows['readout'].iloc[-1])[
+                : last + 1, : last + 1
+            ]
+            for rows in sides
+        ]
         for name in ('average_accuracy', 'learning_accuracy', 'forgetting'):
-            table[f'{name.replace("_", " ")}, {column.replace("_il", "-IL")}'] = [100*getattr(metrics, name)(R) for R in known]
+            table[f'{name.replace("_", " ")}, {column.replace("_il", "-IL")}'] = [
+                100 * getattr(metrics, name)(R) for R in known
+            ]
     frame = pd.DataFrame(table, index=['A', 'B']).T
-    frame['B - A'] = frame['B']-frame['A']
+    frame['B - A'] = frame['B'] - frame['A']
     return frame.rename_axis(f'after task {last} [%]')

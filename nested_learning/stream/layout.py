@@ -7,7 +7,8 @@ __all__ = ['check_whole', 'StreamConfig', 'allocate', 'random_sizes', 'choose_di
            'gradual_order', 'deal']
 
 # %% ../../nbs/21_layout.ipynb #53225b9f
-import math, operator
+import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,266 +19,345 @@ from ..data.transforms import DOMAINS
 
 # %% ../../nbs/21_layout.ipynb #822d5d68
 def check_whole(
-    name:str,   # what the number is, for the error
-    value,      # any number
-    least:int,  # smallest allowed
-)->int:
+    name: str,  # what the number is, for the error
+    value,  # any number
+    least: int,  # smallest allowed
+) -> int:
     "Check a whole number."
-    try: number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError: number = None
-    if number is None or number < least: raise ValueError(f'{name} = {value!r}: must be a whole number, {least} or more')
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f'{name} = {value!r}: must be a whole number, {least} or more')
     return number
 
+
 def _check_number(
-    name:str,  # what the number is, for the error
-    value,     # any number
-    fits,      # tells whether it is allowed
-    allowed:str,  # says what is
-)->float:
+    name: str,  # what the number is, for the error
+    value,  # any number
+    fits,  # tells whether it is allowed
+    allowed: str,  # says what is
+) -> float:
     "Check a number."
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not fits(value): raise ValueError(f'{name} = {value!r}: must be a number {allowed}')
+    if not number or not fits(value):
+        raise ValueError(f'{name} = {value!r}: must be a number {allowed}')
     return float(value)
 
 # %% ../../nbs/21_layout.ipynb #2b849173
 def _check_options(
     config,  # a `StreamConfig`
-)->dict:     # the fields that only some schedules have, completed
+) -> dict:  # the fields that only some schedules have, completed
     "Check what only some schedules know."
     own, out = OPTIONS.get(config.schedule), {}
     for name in ('disjoint_ratio', 'width', 'domains', 'path'):
         value = getattr(config, name)
-        if name != own and value is not None: raise ValueError(f'{name} = {value!r}: has no meaning with schedule {config.schedule!r}; leave it out')
-    if config.ood_policy not in OOD_POLICIES: raise ValueError(f'ood_policy = {config.ood_policy!r}: must be one of {", ".join(OOD_POLICIES)}')
+        if name != own and value is not None:
+            raise ValueError(
+                f'{name} = {value!r}: has no meaning with schedule {config.schedule!r}; leave it out'
+            )
+    if config.ood_policy not in OOD_POLICIES:
+        raise ValueError(f'ood_policy = {config.ood_policy!r}: must be one of {", ".join(OOD_POLICIES)}')
     if config.schedule == 'split' and config.ood_policy != 'label_noise':
-        raise ValueError(f"ood_policy = {config.ood_policy!r}: has no meaning with schedule 'split', which has no OOD rows; leave it out")
+        raise ValueError(
+            f"ood_policy = {config.ood_policy!r}: has no meaning with schedule 'split', which has no OOD rows; leave it out"
+        )
     value = getattr(config, own) if own else None
-    if own == 'disjoint_ratio': out[own] = _check_number(own, .5 if value is None else value, lambda x: 0 <= x <= 1, 'in [0, 1], a share of the classes')
-    if own == 'width': out[own] = _check_number(own, .5 if value is None else value, lambda x: 0 < x < math.inf, 'above 0, in units of a task')
-    if own == 'path' and value is not None: out[own] = str(value)
+    if own == 'disjoint_ratio':
+        out[own] = _check_number(
+            own, 0.5 if value is None else value, lambda x: 0 <= x <= 1, 'in [0, 1], a share of the classes'
+        )
+    if own == 'width':
+        out[own] = _check_number(
+            own, 0.5 if value is None else value, lambda x: 0 < x < math.inf, 'above 0, in units of a task'
+        )
+    if own == 'path' and value is not None:
+        out[own] = str(value)
     if own == 'domains':
         T = config.num_tasks or (5 if value is None else len(value))
         out[own] = names = tuple(DOMAINS)[:T] if value is None else tuple(value)
         unknown = [name for name in names if name not in DOMAINS]
-        if unknown: raise ValueError(f'domains holds {unknown[0]!r}: must be names among {", ".join(DOMAINS)}')
-        if len(names) != T or not T: raise ValueError(f'domains has {len(names)} names: must have one for each of num_tasks = {T}; name them (there are {len(DOMAINS)})')
+        if unknown:
+            raise ValueError(f'domains holds {unknown[0]!r}: must be names among {", ".join(DOMAINS)}')
+        if len(names) != T or not T:
+            raise ValueError(
+                f'domains has {len(names)} names: must have one for each of num_tasks = {T}; name them (there are {len(DOMAINS)})'
+            )
         out['num_tasks'] = T
     return out
 
+
 def _check_order(
-    order,              # classes in the order of the tasks
-    wanted:int|None,    # how many there must be; None = any number
-)->tuple:
+    order,  # classes in the order of the tasks
+    wanted: int | None,  # how many there must be; None = any number
+) -> tuple:
     "Check an order of classes."
     order = tuple(check_whole('a class in class_order', c, 0) for c in order)
     twice = [c for c in set(order) if order.count(c) > 1]
-    if twice: raise ValueError(f'class_order holds {twice[0]} more than once: each class belongs to one task')
+    if twice:
+        raise ValueError(f'class_order holds {twice[0]} more than once: each class belongs to one task')
     if wanted is not None and len(order) != wanted:
-        raise ValueError(f'class_order has {len(order)} classes: must be num_tasks * classes_per_task = {wanted}')
+        raise ValueError(
+            f'class_order has {len(order)} classes: must be num_tasks * classes_per_task = {wanted}'
+        )
     return order
 
 # %% ../../nbs/21_layout.ipynb #ff9e35ae
 @dataclass(frozen=True)
 class StreamConfig:
     "Say what a stream is made of."
-    num_tasks:int|None=None         # [tasks] $T$; None = 5, or as many as `domains` or a table has
-    classes_per_task:int|None=None  # classes that each task adds; on average in 'si-blurry'; None = 2, or all in 'domain', or those of a table
-    blur_ratio:float|None=None        # share of a window that comes early from the next task, or of a blurry class that moves; None = 0.1, or 0 where there is none
-    other_task_ratio:float|None=None  # share held back from all past tasks (recurrence); None = 0.05 or 0
-    ood_ratio:float|None=None         # share that belongs to no task; None = 0.05 or 0
-    schedule:str='blurry'         # a key of `ALLOWED`
-    class_order:tuple|None=None   # classes in the order of the tasks, maybe a part of all; None draws one by the seed
-    ood_policy:str='label_noise'  # label of OOD rows: a wrong one ('label_noise'), or -1 ('reject', 'ignore')
-    disjoint_ratio:float|None=None  # share of the classes that come in one task only ('i-blurry', 'si-blurry'); None = 0.5
-    width:float|None=None         # [tasks] standard deviation of the time of a class ('gradual'); None = 0.5
-    domains:tuple|None=None       # a name of `transforms.DOMAINS` for each task ('domain'); None = the first ones
-    path:str|None=None            # .parquet, .csv or .json file ('table')
+
+    num_tasks: int | None = None  # [tasks] $T$; None = 5, or as many as `domains` or a table has
+    classes_per_task: int | None = (
+        None  # classes that each task adds; on average in 'si-blurry'; None = 2, or all in 'domain', or those of a table
+    )
+    blur_ratio: float | None = (
+        None  # share of a window that comes early from the next task, or of a blurry class that moves; None = 0.1, or 0 where there is none
+    )
+    other_task_ratio: float | None = (
+        None  # share held back from all past tasks (recurrence); None = 0.05 or 0
+    )
+    ood_ratio: float | None = None  # share that belongs to no task; None = 0.05 or 0
+    schedule: str = 'blurry'  # a key of `ALLOWED`
+    class_order: tuple | None = (
+        None  # classes in the order of the tasks, maybe a part of all; None draws one by the seed
+    )
+    ood_policy: str = (
+        'label_noise'  # label of OOD rows: a wrong one ('label_noise'), or -1 ('reject', 'ignore')
+    )
+    disjoint_ratio: float | None = (
+        None  # share of the classes that come in one task only ('i-blurry', 'si-blurry'); None = 0.5
+    )
+    width: float | None = None  # [tasks] standard deviation of the time of a class ('gradual'); None = 0.5
+    domains: tuple | None = (
+        None  # a name of `transforms.DOMAINS` for each task ('domain'); None = the first ones
+    )
+    path: str | None = None  # .parquet, .csv or .json file ('table')
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)
-        if self.schedule not in ALLOWED: raise ValueError(f'schedule = {self.schedule!r}: must be one of {", ".join(ALLOWED)}')
-        for name, usual in (('num_tasks', None if self.schedule in ('domain', 'table') else 5),
-                            ('classes_per_task', None if self.schedule in ('domain', 'table') else 2)):
+        if self.schedule not in ALLOWED:
+            raise ValueError(f'schedule = {self.schedule!r}: must be one of {", ".join(ALLOWED)}')
+        for name, usual in (
+            ('num_tasks', None if self.schedule in ('domain', 'table') else 5),
+            ('classes_per_task', None if self.schedule in ('domain', 'table') else 2),
+        ):
             asked = getattr(self, name)
             put(name, usual if asked is None else check_whole(name, asked, 1))
         for name, usual in zip(RATIOS, REALISM['moderate']):
             allowed, asked = name in ALLOWED[self.schedule], getattr(self, name)
-            put(name, _check_number(name, asked if asked is not None else usual if allowed else 0., lambda x: 0 <= x < 1, 'in [0, 1), a share of the rows'))
+            put(
+                name,
+                _check_number(
+                    name,
+                    asked if asked is not None else usual if allowed else 0.0,
+                    lambda x: 0 <= x < 1,
+                    'in [0, 1), a share of the rows',
+                ),
+            )
             if getattr(self, name) and not allowed:
-                raise ValueError(f"{name} = {asked}: must be 0 (or left out) with schedule {self.schedule!r}, or use schedule 'blurry'")
+                raise ValueError(
+                    f"{name} = {asked}: must be 0 (or left out) with schedule {self.schedule!r}, or use schedule 'blurry'"
+                )
         total = sum(getattr(self, name) for name in RATIOS)
-        if self.schedule == 'blurry' and total >= 1: raise ValueError(f'{" + ".join(RATIOS)} = {total:g}: must stay below 1, the rest of a window is its own task')
-        for name, value in _check_options(self).items(): put(name, value)
-        if self.class_order is None: return
+        if self.schedule == 'blurry' and total >= 1:
+            raise ValueError(
+                f'{" + ".join(RATIOS)} = {total:g}: must stay below 1, the rest of a window is its own task'
+            )
+        for name, value in _check_options(self).items():
+            put(name, value)
+        if self.class_order is None:
+            return
         T, c = 1 if self.schedule == 'domain' else self.num_tasks, self.classes_per_task
-        put('class_order', _check_order(self.class_order, T and c and T*c))
+        put('class_order', _check_order(self.class_order, T and c and T * c))
 
 # %% ../../nbs/21_layout.ipynb #329c7cbc
 def _spread(
-    supply:float,       # rows to share out
-    most:np.ndarray,    # (W,) what each window can take, whole numbers
-    usual:np.ndarray,   # (W,) proportions for the windows after the first; those that fill up first come first
-)->np.ndarray:          # (W,) int64 rows
+    supply: float,  # rows to share out
+    most: np.ndarray,  # (W,) what each window can take, whole numbers
+    usual: np.ndarray,  # (W,) proportions for the windows after the first; those that fill up first come first
+) -> np.ndarray:  # (W,) int64 rows
     "Share out up to `supply` rows over windows."
     out, rest, tail = np.zeros(len(most)), supply, np.cumsum(usual[::-1])[::-1]
     for w in range(len(most)):
-        share = rest if w == 0 else rest*usual[w]/tail[w] if tail[w] else 0
+        share = rest if w == 0 else rest * usual[w] / tail[w] if tail[w] else 0
         out[w] = min(share, most[w])
         rest -= out[w]
-    return np.diff(np.floor(np.cumsum(out) + .5 + 1e-9).astype(np.int64), prepend=0)
+    return np.diff(np.floor(np.cumsum(out) + 0.5 + 1e-9).astype(np.int64), prepend=0)
 
 # %% ../../nbs/21_layout.ipynb #4cd4cfee
 def _held_back(
-    wanted:np.ndarray,  # (W,) rows of the past that each window asks for
-    left:np.ndarray,    # (T,) rows that each task has left
-    first:int,          # task of the first of the W windows
-)->tuple:               # (W,) rows of finished tasks, (W, W) rows of task first+i in window first+j
+    wanted: np.ndarray,  # (W,) rows of the past that each window asks for
+    left: np.ndarray,  # (T,) rows that each task has left
+    first: int,  # task of the first of the W windows
+) -> tuple:  # (W,) rows of finished tasks, (W, W) rows of task first+i in window first+j
     "Fill quotas for the past: finished tasks use up what they have, the others give equal shares."
     w = np.arange(len(wanted))
-    finished = _spread(left[:first].sum(), wanted, wanted*first/np.maximum(first+w, 1))
-    rest = np.where(w > 0, wanted-finished, 0)
-    equal = rest/np.maximum(w, 1)
+    finished = _spread(left[:first].sum(), wanted, wanted * first / np.maximum(first + w, 1))
+    rest = np.where(w > 0, wanted - finished, 0)
+    equal = rest / np.maximum(w, 1)
     starting = np.zeros_like(wanted)
-    if len(w) > 1: starting[1:] = _spread(min(left[first], np.cumsum(equal)[-1]), rest[1:], equal[1:])
-    others, givers = rest-starting, np.maximum(w-1, 1)
-    turn = (w*0.6180339887498949 % 1 * givers).astype(np.int64)
+    if len(w) > 1:
+        starting[1:] = _spread(min(left[first], np.cumsum(equal)[-1]), rest[1:], equal[1:])
+    others, givers = rest - starting, np.maximum(w - 1, 1)
+    turn = (w * 0.6180339887498949 % 1 * givers).astype(np.int64)
     i = w[:, None]
-    shares = np.where((i >= 1) & (i < w), others//givers + ((i-1-turn) % givers < others % givers), 0)
+    shares = np.where((i >= 1) & (i < w), others // givers + ((i - 1 - turn) % givers < others % givers), 0)
     shares[0] = starting
     return finished, shares
 
 # %% ../../nbs/21_layout.ipynb #48f067ac
 def _mix_finished(
-    left:np.ndarray,  # (F,) rows that each finished task holds
-    rows:np.ndarray,  # (W,) rows of finished tasks in each window
-)->np.ndarray:        # (F, W) rows of each finished task in each window
+    left: np.ndarray,  # (F,) rows that each finished task holds
+    rows: np.ndarray,  # (W,) rows of finished tasks in each window
+) -> np.ndarray:  # (F, W) rows of each finished task in each window
     "Let every window take from the finished tasks in proportion to what they hold."
     task = np.repeat(np.arange(len(left)), left)
-    rank = np.arange(len(task)) - np.repeat(np.cumsum(left)-left, left)
-    mixed = task[np.argsort((rank+.5)/left[task], kind='stable')]
+    rank = np.arange(len(task)) - np.repeat(np.cumsum(left) - left, left)
+    mixed = task[np.argsort((rank + 0.5) / left[task], kind='stable')]
     counts = np.zeros((len(left), len(rows)), np.int64)
-    np.add.at(counts, (mixed[:rows.sum()], np.repeat(np.arange(len(rows)), rows)), 1)
+    np.add.at(counts, (mixed[: rows.sum()], np.repeat(np.arange(len(rows)), rows)), 1)
     return counts
 
 # %% ../../nbs/21_layout.ipynb #62f86202
 def allocate(
-    left:np.ndarray,  # (T,) rows that each task has left
-    first:int,        # task of the first window to lay out
-    ratios:tuple,     # blur, recurrence, ood
-    begun:bool=False, # is some of that window shown? What is left of it may then fall short
-    owed:float=0.,    # rows of the past that the part shown has too few; made up for as long as finished tasks hold any
-)->tuple:             # (T, W) rows of each task in each window, (W,) OOD rows
+    left: np.ndarray,  # (T,) rows that each task has left
+    first: int,  # task of the first window to lay out
+    ratios: tuple,  # blur, recurrence, ood
+    begun: bool = False,  # is some of that window shown? What is left of it may then fall short
+    owed: float = 0.0,  # rows of the past that the part shown has too few; made up for as long as finished tasks hold any
+) -> tuple:  # (T, W) rows of each task in each window, (W,) OOD rows
     "Find quotas that are exact shares of the windows, to one row."
     T, t, (b, r, o) = len(left), np.arange(first, len(left)), ratios
     W = len(t)
-    if W == 0: return np.zeros((T, 0), np.int64), np.zeros(0, np.int64)
-    ask, slack = np.array([np.where(t < T-1, b, 0), np.where(t > 0, r, 0), np.full(W, o)]), np.zeros((3, W))
+    if W == 0:
+        return np.zeros((T, 0), np.int64), np.zeros(0, np.int64)
+    ask, slack = np.array([np.where(t < T - 1, b, 0), np.where(t > 0, r, 0), np.full(W, o)]), np.zeros((3, W))
     slack[1, 0] = owed
-    system = np.diag(1-ask.sum(0)) + np.triu(np.broadcast_to(r/np.maximum(t, 1), (W, W)), 1) + np.diag(ask[0, :-1], -1)
+    system = (
+        np.diag(1 - ask.sum(0))
+        + np.triu(np.broadcast_to(r / np.maximum(t, 1), (W, W)), 1)
+        + np.diag(ask[0, :-1], -1)
+    )
     length = np.linalg.solve(system, left[first:]).round(6)  # solvers differ in the last bits
-    own, nearest = length*np.diag(system), lambda x: np.maximum(np.floor(x+.5), 0).astype(np.int64)
-    quota = nearest(ask*length)
+    own, nearest = length * np.diag(system), lambda x: np.maximum(np.floor(x + 0.5), 0).astype(np.int64)
+    quota = nearest(ask * length)
     for _ in range(300):
         finished, shares = _held_back(quota[1], left, first)
         early = quota[0].copy()
-        if begun and W > 1: early[0] = min(early[0], max(left[first+1] - shares[1].sum() - 1, 0))
+        if begun and W > 1:
+            early[0] = min(early[0], max(left[first + 1] - shares[1].sum() - 1, 0))
         current = left[first:] - np.append(0, early[:-1]) - shares.sum(1)
         length = current + early + finished + shares.sum(0) + quota[2]
-        room = ask*length - quota
+        room = ask * length - quota
         wrong = (room > 1) | (room + slack < -1)
-        more = np.clip(np.ceil(room+slack)[1], 0, left[:first].sum()-finished.sum()).astype(np.int64)
-        if not (wrong.any() or more.any()) or abs(length).max() > 2**50: break
-        quota = np.where(wrong, nearest(ask*length), quota)
-        if not wrong.any(): quota[1] += more
+        more = np.clip(np.ceil(room + slack)[1], 0, left[:first].sum() - finished.sum()).astype(np.int64)
+        if not (wrong.any() or more.any()) or abs(length).max() > 2**50:
+            break
+        quota = np.where(wrong, nearest(ask * length), quota)
+        if not wrong.any():
+            quota[1] += more
     if wrong.any() or (current < np.where(begun & (t == first), 0, 1)).any():
         worst = t[np.argmin(own if wrong.any() else current)]
-        raise ValueError(f'blur_ratio = {b:g}, other_task_ratio = {r:g}, ood_ratio = {o:g}: window {worst} runs out, the windows around it '
-                         f'would take all {left[worst]} rows of task {worst}; lower the ratios or use tasks of more equal size')
+        raise ValueError(
+            f'blur_ratio = {b:g}, other_task_ratio = {r:g}, ood_ratio = {o:g}: window {worst} runs out, the windows around it '
+            f'would take all {left[worst]} rows of task {worst}; lower the ratios or use tasks of more equal size'
+        )
     counts = np.diag(current) + np.diag(early[:-1], -1) + shares
     return np.vstack([_mix_finished(left[:first], finished), counts]), quota[2]
 
 # %% ../../nbs/21_layout.ipynb #efc9a6e1
 def random_sizes(
-    seed:int,       # of the stream
-    classes:int,    # classes to divide
-    num_tasks:int,  # [tasks] $T$
-)->np.ndarray:      # (T,) int64 classes of each task, 1 or more
+    seed: int,  # of the stream
+    classes: int,  # classes to divide
+    num_tasks: int,  # [tasks] $T$
+) -> np.ndarray:  # (T,) int64 classes of each task, 1 or more
     "Divide classes into groups of random size."
-    cuts = np.sort(permutation(seed, 'stream sizes', classes-1)[:num_tasks-1]) + 1
+    cuts = np.sort(permutation(seed, 'stream sizes', classes - 1)[: num_tasks - 1]) + 1
     return np.diff(cuts, prepend=0, append=classes)
 
+
 def choose_disjoint(
-    seed:int,          # of the stream
-    sizes:np.ndarray,  # (T,) classes of each task
-    ratio:float,       # share of the classes that come in one task only
-    even:bool,         # the same number in each task, to one? Else anywhere
-)->np.ndarray:         # (K,) bool, by place in the order of the classes
+    seed: int,  # of the stream
+    sizes: np.ndarray,  # (T,) classes of each task
+    ratio: float,  # share of the classes that come in one task only
+    even: bool,  # the same number in each task, to one? Else anywhere
+) -> np.ndarray:  # (K,) bool, by place in the order of the classes
     "Choose the classes that do not blur."
     K, T = sizes.sum(), len(sizes)
     rank = np.empty(K, np.int64)
     rank[permutation(seed, 'stream disjoint', K)] = np.arange(K)
-    wanted = int(np.floor(ratio*K + .5))
-    if not even: return rank < wanted
+    wanted = int(np.floor(ratio * K + 0.5))
+    if not even:
+        return rank < wanted
     by_task = np.lexsort((rank, np.repeat(np.arange(T), sizes)))
-    in_task = np.arange(K) - np.repeat(np.cumsum(sizes)-sizes, sizes)
+    in_task = np.arange(K) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     disjoint = np.zeros(K, bool)
-    disjoint[by_task] = in_task < np.repeat(np.diff(wanted*np.arange(T+1)//T), sizes)
+    disjoint[by_task] = in_task < np.repeat(np.diff(wanted * np.arange(T + 1) // T), sizes)
     return disjoint
 
 # %% ../../nbs/21_layout.ipynb #fe885dca
 def blurry_windows(
-    seed:int,            # of the stream
-    place:np.ndarray,    # (N,) place of each row's class in the order of the classes
-    sizes:np.ndarray,    # (T,) classes of each task
-    disjoint:np.ndarray, # (K,) classes that stay at home
-    ratio:float,         # share of every other class that leaves
-    even:bool,           # to all other tasks equally? Else to tasks drawn at random
-)->np.ndarray:           # (N,) window of each row
+    seed: int,  # of the stream
+    place: np.ndarray,  # (N,) place of each row's class in the order of the classes
+    sizes: np.ndarray,  # (T,) classes of each task
+    disjoint: np.ndarray,  # (K,) classes that stay at home
+    ratio: float,  # share of every other class that leaves
+    even: bool,  # to all other tasks equally? Else to tasks drawn at random
+) -> np.ndarray:  # (N,) window of each row
     "Spread a share of the blurry classes over the other tasks (Koh et al. 2022; Moon et al. 2023)."
     N, K, T = len(place), len(disjoint), len(sizes)
     counts = np.bincount(place, minlength=K)
-    leave = np.where(disjoint | (T == 1), 0, np.minimum(np.floor(ratio*counts + .5), counts-1).astype(np.int64))
+    leave = np.where(
+        disjoint | (T == 1), 0, np.minimum(np.floor(ratio * counts + 0.5), counts - 1).astype(np.int64)
+    )
     rows = permutation(seed, 'stream moved', N)
     rows = rows[np.argsort(place[rows], kind='stable')]
-    rank = np.arange(N) - np.repeat(np.cumsum(counts)-counts, counts)
+    rank = np.arange(N) - np.repeat(np.cumsum(counts) - counts, counts)
     leaves = rank < np.repeat(leave, counts)
     window = np.repeat(np.arange(T), sizes)[place]
     moved, rank = rows[leaves], rank[leaves]
-    others = max(T-1, 1)
-    if even: to = ((draws(seed, 'stream turns', K) % np.uint64(others)).astype(np.int64)[place[moved]] + rank) % others
-    else: to = (draws(seed, 'stream targets', len(moved)) % np.uint64(others)).astype(np.int64)
+    others = max(T - 1, 1)
+    if even:
+        to = (
+            (draws(seed, 'stream turns', K) % np.uint64(others)).astype(np.int64)[place[moved]] + rank
+        ) % others
+    else:
+        to = (draws(seed, 'stream targets', len(moved)) % np.uint64(others)).astype(np.int64)
     window[moved] = to + (to >= window[moved])
     return window
 
 # %% ../../nbs/21_layout.ipynb #7891b35c
 def normal_draws(
-    seed:int,  # of the stream
-    name:str,  # purpose
-    n:int,     # how many
-)->np.ndarray: # (n,) float64
+    seed: int,  # of the stream
+    name: str,  # purpose
+    n: int,  # how many
+) -> np.ndarray:  # (n,) float64
     "Draw nearly normal numbers: sums of twelve uniform ones, the same on every machine."
     total = np.zeros(n, np.int64)
     for i in range(6):
         bits = draws(seed, f'{name} {i}', n)
-        total += (bits >> np.uint64(32)).astype(np.int64) + (bits & np.uint64(2**32-1)).astype(np.int64)
-    return total/2**32 - 6  # the sum is below 2**36, so this is exact
+        total += (bits >> np.uint64(32)).astype(np.int64) + (bits & np.uint64(2**32 - 1)).astype(np.int64)
+    return total / 2**32 - 6  # the sum is below 2**36, so this is exact
+
 
 def gradual_order(
-    seed:int,          # of the stream
-    place:np.ndarray,  # (N,) place of each row's class in the order of the classes
-    width:float,       # [rows] standard deviation of the times of a class
-)->np.ndarray:         # (N,) row numbers in the order in which they are shown
+    seed: int,  # of the stream
+    place: np.ndarray,  # (N,) place of each row's class in the order of the classes
+    width: float,  # [rows] standard deviation of the times of a class
+) -> np.ndarray:  # (N,) row numbers in the order in which they are shown
     "Queue the rows by times drawn around the centre of their class (Shanahan et al. 2021)."
     counts = np.bincount(place)
-    centre = np.cumsum(counts) - counts/2
-    return np.argsort(centre[place] + width*normal_draws(seed, 'stream times', len(place)), kind='stable')
+    centre = np.cumsum(counts) - counts / 2
+    return np.argsort(centre[place] + width * normal_draws(seed, 'stream times', len(place)), kind='stable')
 
 # %% ../../nbs/21_layout.ipynb #679350ff
 def deal(
-    seed:int,          # of the stream
-    label:np.ndarray,  # (N,) class of each row
-    num_tasks:int,     # [tasks] $T$
-)->np.ndarray:         # (N,) window of each row
+    seed: int,  # of the stream
+    label: np.ndarray,  # (N,) class of each row
+    num_tasks: int,  # [tasks] $T$
+) -> np.ndarray:  # (N,) window of each row
     "Deal the rows of every class out to all windows."
     rows = permutation(seed, 'stream deal', len(label))
     window = np.empty(len(label), np.int64)

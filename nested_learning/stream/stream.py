@@ -6,7 +6,8 @@
 __all__ = ['Plan', 'Stream', 'make_stream', 'stream_from_table', 'replan']
 
 # %% ../../nbs/22_stream.ipynb #4905b566
-import hashlib, json
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,253 +19,367 @@ import pyarrow.parquet as pq
 
 from ..config.schema import RATIOS
 from ..core import draws, permutation, write_atomic
-from .layout import (StreamConfig, allocate, blurry_windows, check_whole, choose_disjoint, deal, gradual_order,
-                                       random_sizes)
+from nested_learning.stream.layout import (
+    StreamConfig,
+    allocate,
+    blurry_windows,
+    check_whole,
+    choose_disjoint,
+    deal,
+    gradual_order,
+    random_sizes,
+)
 from .tables import SOURCES, check_table, find_homes, read_table
 
 # %% ../../nbs/22_stream.ipynb #6044c461
 class Plan(NamedTuple):
     "The ratios that hold from one position on."
-    position:int             # first row laid out by this plan
-    seed:int                 # its seed
-    blur_ratio:float         # share of the next task
-    other_task_ratio:float   # share of all past tasks
-    ood_ratio:float          # share of no task
+
+    position: int  # first row laid out by this plan
+    seed: int  # its seed
+    blur_ratio: float  # share of the next task
+    other_task_ratio: float  # share of all past tasks
+    ood_ratio: float  # share of no task
+
 
 def _content_hash(
-    table:pd.DataFrame,  # columns sample, label, task, source
-    class_order:tuple,   # classes in the order of the tasks
-    task_classes:tuple,  # tuple of classes for each task
-    domains:tuple|None,  # name of the domain of each task
-)->str:                  # 16 hexadecimal digits
+    table: pd.DataFrame,  # columns sample, label, task, source
+    class_order: tuple,  # classes in the order of the tasks
+    task_classes: tuple,  # tuple of classes for each task
+    domains: tuple | None,  # name of the domain of each task
+) -> str:  # 16 hexadecimal digits
     "Hash what a stream shows and what its tasks are."
-    h = hashlib.sha256(json.dumps([len(table), class_order, task_classes, *([domains] if domains else [])]).encode())
-    for name in ('sample', 'label', 'task'): h.update(np.ascontiguousarray(table[name].to_numpy(), '<i8'))
+    h = hashlib.sha256(
+        json.dumps([len(table), class_order, task_classes, *([domains] if domains else [])]).encode()
+    )
+    for name in ('sample', 'label', 'task'):
+        h.update(np.ascontiguousarray(table[name].to_numpy(), '<i8'))
     h.update(np.ascontiguousarray(table['source'].cat.codes.to_numpy(), 'i1'))
     return h.hexdigest()[:16]
 
 # %% ../../nbs/22_stream.ipynb #5085fbfe
 def _blurry_shares(
-    stream,      # a `Stream` with schedule 'i-blurry' or 'si-blurry'
-)->np.ndarray:   # (T, 2) rows asked from future and past tasks in each window, real numbers
+    stream,  # a `Stream` with schedule 'i-blurry' or 'si-blurry'
+) -> np.ndarray:  # (T, 2) rows asked from future and past tasks in each window, real numbers
     "Share out what leaves the blurry classes equally."
     config, T, train = stream.config, stream.config.num_tasks, stream.table['sample'].to_numpy() >= 0
     sizes = np.array([len(classes) for classes in stream.task_classes])
-    counts = np.bincount(stream.table['label'].to_numpy()[train], minlength=max(stream.class_order)+1)[list(stream.class_order)]
-    leave = config.blur_ratio*counts*~choose_disjoint(stream.seed, sizes, config.disjoint_ratio, config.schedule == 'i-blurry')
-    given = np.add.reduceat(leave, np.cumsum(sizes)-sizes)/max(T-1, 1)
-    return np.column_stack([given.sum()-np.cumsum(given), np.cumsum(given)-given])
+    counts = np.bincount(stream.table['label'].to_numpy()[train], minlength=max(stream.class_order) + 1)[
+        list(stream.class_order)
+    ]
+    leave = (
+        config.blur_ratio
+        * counts
+        * ~choose_disjoint(stream.seed, sizes, config.disjoint_ratio, config.schedule == 'i-blurry')
+    )
+    given = np.add.reduceat(leave, np.cumsum(sizes) - sizes) / max(T - 1, 1)
+    return np.column_stack([given.sum() - np.cumsum(given), np.cumsum(given) - given])
+
 
 def _asked(
-    stream,           # a `Stream`
-    plan:np.ndarray,  # (W,) number of the plan
-    task:np.ndarray,  # (W,) task in force
-    rows:np.ndarray,  # (W,) rows shown
-)->np.ndarray:        # (W, 3) shares of future, past and OOD rows
+    stream,  # a `Stream`
+    plan: np.ndarray,  # (W,) number of the plan
+    task: np.ndarray,  # (W,) task in force
+    rows: np.ndarray,  # (W,) rows shown
+) -> np.ndarray:  # (W, 3) shares of future, past and OOD rows
     "Say which shares a schedule asks for; NaN where it asks for none."
     asked, schedule = np.array([p[2:] for p in stream.plans])[plan], stream.config.schedule
-    if schedule == 'table': asked[:] = np.nan
-    elif schedule == 'gradual': asked[:, :2] = np.nan
-    elif schedule in ('i-blurry', 'si-blurry'): asked[:, :2] = _blurry_shares(stream)[task]/rows[:, None]
-    else: asked[task == stream.config.num_tasks-1, 0] = asked[task == 0, 1] = 0
+    if schedule == 'table':
+        asked[:] = np.nan
+    elif schedule == 'gradual':
+        asked[:, :2] = np.nan
+    elif schedule in ('i-blurry', 'si-blurry'):
+        asked[:, :2] = _blurry_shares(stream)[task] / rows[:, None]
+    else:
+        asked[task == stream.config.num_tasks - 1, 0] = asked[task == 0, 1] = 0
     return asked
 
 # %% ../../nbs/22_stream.ipynb #cf497a98
 def _realised(
-    stream,         # a `Stream`
-)->pd.DataFrame:    # a row for each window (each part of it, where a plan changed within) and a total
+    stream,  # a `Stream`
+) -> pd.DataFrame:  # a row for each window (each part of it, where a plan changed within) and a total
     "Compare the shares asked for with those laid out."
     T, n_plans, table = stream.config.num_tasks, len(stream.plans), stream.table
     plan = np.searchsorted([p.position for p in stream.plans], table['position'].to_numpy(), side='right') - 1
-    key = (plan*T + table['task'].to_numpy())*len(SOURCES) + table['source'].cat.codes.to_numpy()
-    counts = np.bincount(key, minlength=n_plans*T*len(SOURCES)).reshape(n_plans, T, len(SOURCES))
+    key = (plan * T + table['task'].to_numpy()) * len(SOURCES) + table['source'].cat.codes.to_numpy()
+    counts = np.bincount(key, minlength=n_plans * T * len(SOURCES)).reshape(n_plans, T, len(SOURCES))
     plan, task = np.nonzero(counts.sum(2))
     counts = counts[plan, task]
     rows = counts.sum(1)
     asked = _asked(stream, plan, task, rows)
     missing = np.bincount(stream.home(stream.left_out['label'].to_numpy()), minlength=T)
-    last_part = np.append(task[1:] != task[:-1], True)[:len(task)]
+    last_part = np.append(task[1:] != task[:-1], True)[: len(task)]
     frame = dict(position=np.append(np.cumsum(rows) - rows, 0), rows=np.append(rows, rows.sum()))
     for i, source in enumerate(SOURCES[1:]):
-        frame[f'asked_{source}'] = np.append(asked[:, i], (asked[:, i]*rows).sum()/max(rows.sum(), 1))
-        frame[source] = np.append(counts[:, i+1]/rows, counts[:, i+1].sum()/max(rows.sum(), 1))
+        frame[f'asked_{source}'] = np.append(asked[:, i], (asked[:, i] * rows).sum() / max(rows.sum(), 1))
+        frame[source] = np.append(counts[:, i + 1] / rows, counts[:, i + 1].sum() / max(rows.sum(), 1))
     frame['left_out'] = np.append(np.where(last_part, missing[task], 0), missing.sum())
     return pd.DataFrame(frame, index=pd.Index([*task.tolist(), 'total'], name='task'))
 
 # %% ../../nbs/22_stream.ipynb #e47a2c28
 _KEY = b'nested_learning.stream.stream'
 
+
 def _arrow_table(
     stream,  # a `Stream`
-)->pa.Table:
+) -> pa.Table:
     "Put table and metadata together."
-    meta = dict(config=asdict(stream.config), seed=stream.seed, class_order=stream.class_order, task_classes=stream.task_classes,
-                plans=stream.plans, hash=stream.hash,
-                left_out={name: column.tolist() for name, column in stream.left_out.items()})
+    meta = dict(
+        config=asdict(stream.config),
+        seed=stream.seed,
+        class_order=stream.class_order,
+        task_classes=stream.task_classes,
+        plans=stream.plans,
+        hash=stream.hash,
+        left_out={name: column.tolist() for name, column in stream.left_out.items()},
+    )
     table = pa.Table.from_pandas(stream.table, preserve_index=False)
     return table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(meta)})
 
+
 def _from_arrow_table(
-    table:pa.Table,  # as `_arrow_table` made it
-)->dict:             # arguments of `Stream`
+    table: pa.Table,  # as `_arrow_table` made it
+) -> dict:  # arguments of `Stream`
     "Take table and metadata apart; raise where they do not agree."
     meta = json.loads(table.schema.metadata[_KEY])
     frame = table.to_pandas()
     frame['source'] = pd.Categorical(frame['source'], categories=SOURCES)
     config, order = StreamConfig(**meta['config']), tuple(meta['class_order'])
-    homes = tuple(map(tuple, meta.get('task_classes') or np.reshape(order, (config.num_tasks, -1)).tolist()))  # older files lack them
-    made = dict(table=frame, class_order=order, task_classes=homes, config=config, seed=meta['seed'],
-                plans=tuple(Plan(*p) for p in meta['plans']), left_out=pd.DataFrame(meta['left_out'], dtype=np.int64))
-    if Stream(**made).hash != meta['hash']: raise ValueError('its content does not match its hash')
+    homes = tuple(
+        map(tuple, meta.get('task_classes') or np.reshape(order, (config.num_tasks, -1)).tolist())
+    )  # older files lack them
+    made = dict(
+        table=frame,
+        class_order=order,
+        task_classes=homes,
+        config=config,
+        seed=meta['seed'],
+        plans=tuple(Plan(*p) for p in meta['plans']),
+        left_out=pd.DataFrame(meta['left_out'], dtype=np.int64),
+    )
+    if Stream(**made).hash != meta['hash']:
+        raise ValueError('its content does not match its hash')
     return made
 
 # %% ../../nbs/22_stream.ipynb #ec1dc4ef
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
     "An ordered table of presentations; made by `make_stream` and `replan`."
-    table:pd.DataFrame     # columns position, sample, label, task, source
-    class_order:tuple      # classes in the order of the tasks
-    task_classes:tuple     # tuple of classes for each task
-    config:StreamConfig    # with the newest ratios
-    seed:int               # drew class order and first plan
-    plans:tuple            # of `Plan`, by position
-    left_out:pd.DataFrame  # columns sample, label: training rows that no window could take
 
-    def __len__(self): return len(self.table)
+    table: pd.DataFrame  # columns position, sample, label, task, source
+    class_order: tuple  # classes in the order of the tasks
+    task_classes: tuple  # tuple of classes for each task
+    config: StreamConfig  # with the newest ratios
+    seed: int  # drew class order and first plan
+    plans: tuple  # of `Plan`, by position
+    left_out: pd.DataFrame  # columns sample, label: training rows that no window could take
+
+    def __len__(self):
+        return len(self.table)
+
     def __repr__(self):
         return f'Stream({len(self)} rows, {self.config.num_tasks} tasks, {self.config.schedule}, seed {self.seed}, hash {self.hash})'
 
     @property
-    def domains(self)->tuple|None: return self.config.domains  # name of the domain of each task
-    @property
-    def task_ends(self)->tuple:  # positions one past each window
-        return tuple(np.searchsorted(self.table['task'].to_numpy(), np.arange(self.config.num_tasks), side='right').tolist())
-    @property
-    def hash(self)->str: return _content_hash(self.table, self.class_order, self.task_classes, self.domains)  # computed anew each time
+    def domains(self) -> tuple | None:
+        return self.config.domains  # name of the domain of each task
 
-    def home(self, labels)->np.ndarray:  # (N,) the task that each label belongs to, the first of several; -1 for label -1
-        task = np.full(max(self.class_order)+2, -1)
-        for t, classes in reversed(list(enumerate(self.task_classes))): task[list(classes)] = t
+    @property
+    def task_ends(self) -> tuple:  # positions one past each window
+        return tuple(
+            np.searchsorted(
+                self.table['task'].to_numpy(), np.arange(self.config.num_tasks), side='right'
+            ).tolist()
+        )
+
+    @property
+    def hash(self) -> str:
+        return _content_hash(
+            self.table, self.class_order, self.task_classes, self.domains
+        )  # computed anew each time
+
+    def home(
+        self, labels
+    ) -> np.ndarray:  # (N,) the task that each label belongs to, the first of several; -1 for label -1
+        task = np.full(max(self.class_order) + 2, -1)
+        for t, classes in reversed(list(enumerate(self.task_classes))):
+            task[list(classes)] = t
         return task[labels]
-    def realised(self)->pd.DataFrame: return _realised(self)
+
+    def realised(self) -> pd.DataFrame:
+        return _realised(self)
+
     def assert_single_pass(self):
         "Raise if any sample, or any OOD image, is presented twice."
         twice = self.table.loc[self.table['sample'].duplicated(), 'sample'].unique()
         if len(twice):
-            raise ValueError(f'{len(twice)} samples are presented more than once: {sorted(twice.tolist())[:10]}; make the stream again')
-    def to_parquet(self, path)->Path:
-        with write_atomic(path) as temporary: pq.write_table(_arrow_table(self), temporary)
+            raise ValueError(
+                f'{len(twice)} samples are presented more than once: {sorted(twice.tolist())[:10]}; make the stream again'
+            )
+
+    def to_parquet(self, path) -> Path:
+        with write_atomic(path) as temporary:
+            pq.write_table(_arrow_table(self), temporary)
         return Path(path)
+
     @classmethod
     def from_parquet(cls, path):
-        try: return cls(**_from_arrow_table(pq.ParquetFile(path).read()))
-        except FileNotFoundError: raise
+        try:
+            return cls(**_from_arrow_table(pq.ParquetFile(path).read()))
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as e:
             reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise ValueError(f'{path}: not a stream written by to_parquet, or damaged ({reason}); make it again') from None
+            raise ValueError(
+                f'{path}: not a stream written by to_parquet, or damaged ({reason}); make it again'
+            ) from None
 
 # %% ../../nbs/22_stream.ipynb #e6f8ff1e
 def _rows_left(
-    stream,        # a `Stream`
-    position:int,  # rows shown
-)->pd.DataFrame:   # columns sample, label, by sample
+    stream,  # a `Stream`
+    position: int,  # rows shown
+) -> pd.DataFrame:  # columns sample, label, by sample
     "Collect the training rows that are not shown before `position`."
     rest = stream.table.iloc[position:]
     rest = rest.loc[rest['sample'] >= 0, ['sample', 'label']]
     return pd.concat([rest, stream.left_out]).sort_values('sample', kind='stable')
 
+
 def _iid_windows(
-    stream,          # a `Stream`
-    position:int,    # rows shown
-    n_left:int,      # training rows not shown
-)->np.ndarray:       # (T,) training rows that each window has to come
+    stream,  # a `Stream`
+    position: int,  # rows shown
+    n_left: int,  # training rows not shown
+) -> np.ndarray:  # (T,) training rows that each window has to come
     "Divide all training rows into equal windows; take off those shown."
     T, kept = stream.config.num_tasks, stream.table.iloc[:position]
     shown = np.bincount(kept.loc[kept['sample'] >= 0, 'task'], minlength=T)
-    return np.diff((shown.sum() + n_left)*np.arange(T+1)//T) - shown
+    return np.diff((shown.sum() + n_left) * np.arange(T + 1) // T) - shown
 
-def _frame(sample, label, task, source)->pd.DataFrame:
+
+def _frame(sample, label, task, source) -> pd.DataFrame:
     "Make the table of a stream from its columns."
-    return pd.DataFrame(dict(position=np.arange(len(sample)), sample=sample, label=label, task=task,
-                             source=pd.Categorical.from_codes(source, SOURCES)))
+    return pd.DataFrame(
+        dict(
+            position=np.arange(len(sample)),
+            sample=sample,
+            label=label,
+            task=task,
+            source=pd.Categorical.from_codes(source, SOURCES),
+        )
+    )
+
 
 def _ood_labels(
-    stream,           # a `Stream`
-    task:np.ndarray,  # (n,) task in force
-    name:str,         # purpose of the draws
-    seed:int,
-)->np.ndarray:        # (n,) labels
+    stream,  # a `Stream`
+    task: np.ndarray,  # (n,) task in force
+    name: str,  # purpose of the draws
+    seed: int,
+) -> np.ndarray:  # (n,) labels
     "Draw a class of the task in force for each OOD row, or give -1."
-    if stream.config.ood_policy != 'label_noise': return np.full(len(task), -1)
-    groups = [stream.class_order]*stream.config.num_tasks if stream.config.schedule == 'iid' else stream.task_classes
+    if stream.config.ood_policy != 'label_noise':
+        return np.full(len(task), -1)
+    groups = (
+        [stream.class_order] * stream.config.num_tasks
+        if stream.config.schedule == 'iid'
+        else stream.task_classes
+    )
     sizes = np.array([len(classes) for classes in groups])
     drawn = draws(seed, name, len(task)) % sizes[task].astype(np.uint64)
-    return np.concatenate(groups)[(np.cumsum(sizes)-sizes)[task] + drawn.astype(np.int64)]
+    return np.concatenate(groups)[(np.cumsum(sizes) - sizes)[task] + drawn.astype(np.int64)]
 
 # %% ../../nbs/22_stream.ipynb #a54fe5cc
 def _plan_windows(
-    stream,            # a `Stream` with schedule 'blurry', 'split' or 'iid' and the new ratios in its config
-    position:int,      # rows to keep
-    seed:int,          # of this plan
-)->tuple:              # sample, label, task, source of the training rows; OOD rows of each window; rows left out
+    stream,  # a `Stream` with schedule 'blurry', 'split' or 'iid' and the new ratios in its config
+    position: int,  # rows to keep
+    seed: int,  # of this plan
+) -> tuple:  # sample, label, task, source of the training rows; OOD rows of each window; rows left out
     "Fill the windows from `position` on by quotas."
     config, T, kept = stream.config, stream.config.num_tasks, stream.table.iloc[:position]
     pool = _rows_left(stream, position)
     sample, label, n = pool['sample'].to_numpy(), pool['label'].to_numpy(), len(pool)
     first = int(stream.table['task'].iloc[position]) if position < len(stream) else T if position else 0
     shuffled, home = permutation(seed, f'stream samples {position}', n), stream.home(label)
-    if config.schedule == 'iid': home[shuffled] = np.repeat(np.arange(T), _iid_windows(stream, position, n))
+    if config.schedule == 'iid':
+        home[shuffled] = np.repeat(np.arange(T), _iid_windows(stream, position, n))
     shuffled = shuffled[np.argsort(home[shuffled], kind='stable')]
     sample, label, home = sample[shuffled], label[shuffled], home[shuffled]
 
     left = np.bincount(home, minlength=T)
     shown = kept.loc[kept['task'] == first, 'source']  # of the window in which the plan begins
-    owed = config.other_task_ratio*len(shown) - (shown == 'past').sum() if first else 0
-    counts, ood = allocate(left, first, tuple(getattr(config, name) for name in RATIOS), len(shown) > 0, max(owed, 0))
-    counts = np.column_stack([counts, left-counts.sum(1)])  # a last column for rows without a window
-    task = np.repeat(np.tile(np.arange(first, T+1), T), counts.ravel())
+    owed = config.other_task_ratio * len(shown) - (shown == 'past').sum() if first else 0
+    counts, ood = allocate(
+        left, first, tuple(getattr(config, name) for name in RATIOS), len(shown) > 0, max(owed, 0)
+    )
+    counts = np.column_stack([counts, left - counts.sum(1)])  # a last column for rows without a window
+    task = np.repeat(np.tile(np.arange(first, T + 1), T), counts.ravel())
     placed = task < T
     left_out = pd.DataFrame(dict(sample=sample[~placed], label=label[~placed]))
-    source = np.sign(home-task)[placed] % 3  # 0 current, 1 future, -1 -> 2 past
-    return sample[placed], label[placed], task[placed], source, np.append(np.zeros(first, np.int64), ood), left_out
+    source = np.sign(home - task)[placed] % 3  # 0 current, 1 future, -1 -> 2 past
+    return (
+        sample[placed],
+        label[placed],
+        task[placed],
+        source,
+        np.append(np.zeros(first, np.int64), ood),
+        left_out,
+    )
 
 # %% ../../nbs/22_stream.ipynb #122571e9
 def _whole_schedule(
-    stream,            # a `Stream` with any other schedule and all rows in `left_out`
-    seed:int,
-)->tuple:              # as `_plan_windows`
+    stream,  # a `Stream` with any other schedule and all rows in `left_out`
+    seed: int,
+) -> tuple:  # as `_plan_windows`
     "Give each training row its window."
     config, T, rows = stream.config, stream.config.num_tasks, stream.left_out
     sample, label = rows['sample'].to_numpy(), rows['label'].to_numpy()
-    place = np.full(max(stream.class_order)+1, -1)
+    place = np.full(max(stream.class_order) + 1, -1)
     place[list(stream.class_order)] = np.arange(len(stream.class_order))
     if config.schedule == 'gradual':
-        order = gradual_order(seed, place[label], config.width*len(label)/T)
-        sample, label, task = sample[order], label[order], np.repeat(np.arange(T), np.diff(len(label)*np.arange(T+1)//T))
-    elif config.schedule == 'domain': task = deal(seed, label, T)
+        order = gradual_order(seed, place[label], config.width * len(label) / T)
+        sample, label, task = (
+            sample[order],
+            label[order],
+            np.repeat(np.arange(T), np.diff(len(label) * np.arange(T + 1) // T)),
+        )
+    elif config.schedule == 'domain':
+        task = deal(seed, label, T)
     else:
-        sizes, even = np.array([len(classes) for classes in stream.task_classes]), config.schedule == 'i-blurry'
+        sizes, even = (
+            np.array([len(classes) for classes in stream.task_classes]),
+            config.schedule == 'i-blurry',
+        )
         disjoint = choose_disjoint(seed, sizes, config.disjoint_ratio, even)
         task = blurry_windows(seed, place[label], sizes, disjoint, config.blur_ratio, even)
-    source = np.zeros_like(task) if config.schedule == 'domain' else np.sign(stream.home(label)-task) % 3
-    ood = np.floor(np.bincount(task, minlength=T)*config.ood_ratio/(1-config.ood_ratio) + .5).astype(np.int64)
+    source = np.zeros_like(task) if config.schedule == 'domain' else np.sign(stream.home(label) - task) % 3
+    ood = np.floor(np.bincount(task, minlength=T) * config.ood_ratio / (1 - config.ood_ratio) + 0.5).astype(
+        np.int64
+    )
     return sample, label, task, source, ood, rows[:0]
 
+
 def _lay_out(
-    stream,            # a `Stream`, with the new ratios in its config
-    position:int,      # rows to keep
-    seed:int,          # of this plan
-)->Stream:
+    stream,  # a `Stream`, with the new ratios in its config
+    position: int,  # rows to keep
+    seed: int,  # of this plan
+) -> Stream:
     "Lay out all rows from `position` on."
     planned, kept = stream.config.schedule in ('blurry', 'split', 'iid'), stream.table.iloc[:position]
-    sample, label, task, source, ood, left_out = _plan_windows(stream, position, seed) if planned else _whole_schedule(stream, seed)
+    sample, label, task, source, ood, left_out = (
+        _plan_windows(stream, position, seed) if planned else _whole_schedule(stream, seed)
+    )
     n = len(sample)
     task = np.append(task, np.repeat(np.arange(len(ood)), ood))
     order = permutation(seed, f'stream order {position}', len(task))
     order = order[np.argsort(task[order], kind='stable')]
-    if stream.config.schedule == 'gradual': order[order < n] = np.arange(n)  # only OOD rows are shuffled in
+    if stream.config.schedule == 'gradual':
+        order[order < n] = np.arange(n)  # only OOD rows are shuffled in
     fill = lambda values, value: np.append(values, np.full(ood.sum(), value))[order]
-    task, source, sample, label = task[order], fill(source, SOURCES.index('ood')), fill(sample, -1), fill(label, -1)
+    task, source, sample, label = (
+        task[order],
+        fill(source, SOURCES.index('ood')),
+        fill(sample, -1),
+        fill(label, -1),
+    )
 
     noise, used = np.flatnonzero(sample < 0), -min(kept['sample'].min(), 0) if position else 0
     sample[noise] = -1 - used - np.arange(len(noise))
@@ -277,53 +392,72 @@ def _lay_out(
 # %% ../../nbs/22_stream.ipynb #0082da3f
 def _check_labels(
     labels,  # labels of the training split
-)->np.ndarray:  # (N,) int64
+) -> np.ndarray:  # (N,) int64
     "Check labels."
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f'labels: must be a row of integers with at least one, got shape {labels.shape}')
-    if labels.dtype.kind not in 'iu': raise ValueError(f'labels: must be integers, got {labels.dtype}')
-    if labels.min() < 0: raise ValueError(f'labels: must be 0 or more, got {labels.min()}')
+    if labels.dtype.kind not in 'iu':
+        raise ValueError(f'labels: must be integers, got {labels.dtype}')
+    if labels.min() < 0:
+        raise ValueError(f'labels: must be 0 or more, got {labels.min()}')
     return labels.astype(np.int64)
 
+
 def _choose_order(
-    present:np.ndarray,   # (K,) samples of each class
-    config:StreamConfig,
-    seed:int,
-)->tuple:                 # classes in the order of the tasks
+    present: np.ndarray,  # (K,) samples of each class
+    config: StreamConfig,
+    seed: int,
+) -> tuple:  # classes in the order of the tasks
     "Take the class order given, or draw one of all classes."
     K, T, domain = len(present), config.num_tasks, config.schedule == 'domain'
     c = (config.classes_per_task or len(config.class_order or present)) if domain else config.classes_per_task
-    wanted, said = (c, f'classes_per_task = {c}') if domain else (T*c, f'num_tasks * classes_per_task = {T} * {c} = {T*c}')
+    wanted, said = (
+        (c, f'classes_per_task = {c}')
+        if domain
+        else (T * c, f'num_tasks * classes_per_task = {T} * {c} = {T * c}')
+    )
     if config.class_order is None and wanted != K:
-        raise ValueError(f'{said}: must equal the number of classes, {K}; change one of them, or name the classes to use in class_order')
+        raise ValueError(
+            f'{said}: must equal the number of classes, {K}; change one of them, or name the classes to use in class_order'
+        )
     order = config.class_order or tuple(permutation(seed, 'stream classes', K).tolist())
     for label in order:
-        if label >= K: raise ValueError(f'class_order holds {label}: the labels have the classes 0 to {K-1} only')
+        if label >= K:
+            raise ValueError(f'class_order holds {label}: the labels have the classes 0 to {K - 1} only')
         if not present[label]:
-            raise ValueError(f'class {label} has no samples: number the classes 0, 1, 2, ... without gaps, or leave it out by class_order')
-        if domain and present[label] < T: raise ValueError(f'class {label} has {present[label]} samples: must have one for each of the {T} domains')
+            raise ValueError(
+                f'class {label} has no samples: number the classes 0, 1, 2, ... without gaps, or leave it out by class_order'
+            )
+        if domain and present[label] < T:
+            raise ValueError(
+                f'class {label} has {present[label]} samples: must have one for each of the {T} domains'
+            )
     return order
 
 # %% ../../nbs/22_stream.ipynb #a8dcc8ad
 def _divide(
-    order:tuple,          # classes in the order of the tasks
-    config:StreamConfig,
-    seed:int,
-)->tuple:                 # tuple of classes for each task
+    order: tuple,  # classes in the order of the tasks
+    config: StreamConfig,
+    seed: int,
+) -> tuple:  # tuple of classes for each task
     "Divide the classes among the tasks."
     T = config.num_tasks
-    if config.schedule == 'domain': return (order,)*T
-    sizes = random_sizes(seed, len(order), T) if config.schedule == 'si-blurry' else np.full(T, len(order)//T)
+    if config.schedule == 'domain':
+        return (order,) * T
+    sizes = (
+        random_sizes(seed, len(order), T) if config.schedule == 'si-blurry' else np.full(T, len(order) // T)
+    )
     return tuple(tuple(part.tolist()) for part in np.split(np.array(order), np.cumsum(sizes)[:-1]))
 
+
 def _blank(
-    order:tuple,          # classes in the order of the tasks
-    homes:tuple,          # tuple of classes for each task
-    config:StreamConfig,
-    seed:int,
-    left_out:pd.DataFrame,  # columns sample, label: rows to lay out
-)->Stream:
+    order: tuple,  # classes in the order of the tasks
+    homes: tuple,  # tuple of classes for each task
+    config: StreamConfig,
+    seed: int,
+    left_out: pd.DataFrame,  # columns sample, label: rows to lay out
+) -> Stream:
     "Make a stream of which no row is shown."
     nothing, none = np.zeros(0, np.int64), np.zeros(0, np.int8)
     plan = Plan(0, seed, *(getattr(config, name) for name in RATIOS))
@@ -331,30 +465,35 @@ def _blank(
 
 # %% ../../nbs/22_stream.ipynb #d2425635
 def make_stream(
-    labels,               # (N,) labels of the training split; `sample` is an index into it
-    config:StreamConfig,  # what the stream is made of
-    seed:int=0,           # draws class order and layout
-)->Stream:
+    labels,  # (N,) labels of the training split; `sample` is an index into it
+    config: StreamConfig,  # what the stream is made of
+    seed: int = 0,  # draws class order and layout
+) -> Stream:
     "Lay out a training split as a stream that shows each sample once."
     if config.schedule == 'table':
-        if config.path is None: raise ValueError("path = None: schedule 'table' needs a .parquet, .csv or .json file, or call stream_from_table")
+        if config.path is None:
+            raise ValueError(
+                "path = None: schedule 'table' needs a .parquet, .csv or .json file, or call stream_from_table"
+            )
         return stream_from_table(labels, read_table(config.path), config, seed)
     labels = _check_labels(labels)
     order = _choose_order(np.bincount(labels), config, seed)
-    if config.schedule == 'domain': config = replace(config, classes_per_task=len(order))
+    if config.schedule == 'domain':
+        config = replace(config, classes_per_task=len(order))
     used = np.flatnonzero(np.isin(labels, order))
     left_out = pd.DataFrame(dict(sample=used, label=labels[used]))
     return _lay_out(_blank(order, _divide(order, config, seed), config, seed, left_out), 0, seed)
 
 # %% ../../nbs/22_stream.ipynb #66e170e4
 def stream_from_table(
-    labels,               # (N,) labels of the training split
-    table:pd.DataFrame,   # columns sample, and label, task, source, position where they are known; shown in this order
-    config:StreamConfig=StreamConfig(schedule='table'),
-    seed:int=0,           # draws labels of OOD rows that have none
-)->Stream:
+    labels,  # (N,) labels of the training split
+    table: pd.DataFrame,  # columns sample, and label, task, source, position where they are known; shown in this order
+    config: StreamConfig = StreamConfig(schedule='table'),
+    seed: int = 0,  # draws labels of OOD rows that have none
+) -> Stream:
     "Show a table of presentations as it stands."
-    if config.schedule != 'table': raise ValueError(f"schedule = {config.schedule!r}: must be 'table' for a table of one's own")
+    if config.schedule != 'table':
+        raise ValueError(f"schedule = {config.schedule!r}: must be 'table' for a table of one's own")
     rows = check_table(table, _check_labels(labels), config.num_tasks)
     homes = find_homes(rows, config.class_order, config.classes_per_task)
     sizes = {len(classes) for classes in homes}
@@ -365,27 +504,37 @@ def stream_from_table(
     free = ood if config.ood_policy != 'label_noise' else ood[label[ood] == -1]
     label[free] = _ood_labels(stream, task[free], 'stream table labels', seed)
     strange = np.setdiff1d(label[ood], [-1, *stream.class_order])
-    if len(strange): raise ValueError(f'table: an OOD row has label {strange[0]}: must be a class of the table, or -1 to have one drawn')
-    if 'source' in rows: source = pd.Categorical(rows['source'], categories=SOURCES).codes
-    else: source = np.where(sample < 0, SOURCES.index('ood'), np.sign(stream.home(label)-task) % 3)
+    if len(strange):
+        raise ValueError(
+            f'table: an OOD row has label {strange[0]}: must be a class of the table, or -1 to have one drawn'
+        )
+    if 'source' in rows:
+        source = pd.Categorical(rows['source'], categories=SOURCES).codes
+    else:
+        source = np.where(sample < 0, SOURCES.index('ood'), np.sign(stream.home(label) - task) % 3)
     return replace(stream, table=_frame(sample, label, task, source.astype(np.int8)))
 
 # %% ../../nbs/22_stream.ipynb #3a2c240e
 def replan(
-    stream:Stream,  # a stream, of which some rows are shown
-    position:int,   # rows shown: they stay as they are
-    seed:int,       # lays out the others
-    **ratios,       # any of blur_ratio, other_task_ratio, ood_ratio
-)->Stream:
+    stream: Stream,  # a stream, of which some rows are shown
+    position: int,  # rows shown: they stay as they are
+    seed: int,  # lays out the others
+    **ratios,  # any of blur_ratio, other_task_ratio, ood_ratio
+) -> Stream:
     "Keep the first `position` rows and lay out the rest with other ratios."
     for name in ratios:
-        if name not in RATIOS: raise ValueError(f'{name} = {ratios[name]!r}: replan changes only {", ".join(RATIOS)}')
+        if name not in RATIOS:
+            raise ValueError(f'{name} = {ratios[name]!r}: replan changes only {", ".join(RATIOS)}')
     schedule = stream.config.schedule
     if schedule not in ('blurry', 'split', 'iid'):
-        raise ValueError(f'schedule = {schedule!r}: is laid out as a whole and cannot be replanned; make the stream anew, or use blurry or iid')
+        raise ValueError(
+            f'schedule = {schedule!r}: is laid out as a whole and cannot be replanned; make the stream anew, or use blurry or iid'
+        )
     position = check_whole('position', position, 0)
     if position > len(stream):
-        raise ValueError(f'position = {position}: the stream has {len(stream)} rows, so it must lie in 0 to {len(stream)}')
+        raise ValueError(
+            f'position = {position}: the stream has {len(stream)} rows, so it must lie in 0 to {len(stream)}'
+        )
     in_force = [plan for plan in stream.plans if plan.position <= position][-1]
     config = replace(stream.config, **{**dict(zip(RATIOS, in_force[2:])), **ratios})
     plans = tuple(plan for plan in stream.plans if plan.position < position)

@@ -7,93 +7,150 @@ __all__ = ['CLASSES', 'RANDOM', 'UNITS', 'load_data', 'split_data', 'lay_out', '
            'make_optimizer', 'place', 'build']
 
 # %% ../../nbs/73_build.ipynb #a4f2eec1
-import math, warnings
+import math
+import warnings
 
 import numpy as np
 import torch
 
 from ..config.load import Config, ConfigError
-from ..optim.averages import Consolidation
+from ..config.schema import METHODS, REPLAYING
 from ..core import generator, pick_device, seeded
 from ..data.datasets import Dataset, ImageArray, holdout_split, load_dataset, subset
-from ..optim.deep import M3, DeltaGD
-from .learner import Learner, Loop
-from ..model.levels import assign_levels
+from ..data.ood import ood_images
+from ..data.transforms import DOMAINS, View
 from ..methods.memory import Memory, capacity_of
 from ..methods.method import ER, Method
-from ..model.networks import MLP, NestedLearningNetwork, PlainNetwork, SlimResNet18
-from ..data.ood import ood_images
-from ..optim.nested import NestedOptimizer
 from ..methods.regularisation import EWC, SI, LwF
-from ..methods.rehearsal import DERpp, MIR, MKD, CLSER, ERACE, GDumb
+from ..methods.rehearsal import CLSER, ERACE, MIR, MKD, DERpp, GDumb
+from ..model.levels import assign_levels
+from ..model.networks import MLP, NestedLearningNetwork, PlainNetwork, SlimResNet18
+from ..optim.averages import Consolidation
+from ..optim.deep import M3, DeltaGD
+from ..optim.nested import NestedOptimizer
 from ..stream.layout import StreamConfig
-from ..config.schema import METHODS, REPLAYING
 from ..stream.stream import Stream, make_stream
-from ..data.transforms import DOMAINS, View
+from .learner import Learner, Loop
 
 # %% ../../nbs/73_build.ipynb #bea08d2b
 def load_data(
-    config:Config,
-    data:Dataset=None,  # loaded before, for the same section `data`; None: load it now
-)->tuple:  # data set, and the configuration with what follows from it filled in
+    config: Config,
+    data: Dataset = None,  # loaded before, for the same section `data`; None: load it now
+) -> tuple:  # data set, and the configuration with what follows from it filled in
     "Load the data set; check and complete what the configuration says about it."
     d, m = config.data, config.model
-    options = dict(num_workers=d.num_workers, prefetch_factor=d.prefetch_factor, **d.dataset_options.model_dump(exclude_none=True)) if d.dataset_name == 'ImageFolder' else {}
-    try: data = data or load_dataset(d.dataset_name, d.data_dir, image_size=d.image_size, pin_memory=d.pin_memory, **options)
-    except (ValueError, OSError) as e: raise ConfigError(f'data.dataset_name = {d.dataset_name!r}: {e}') from None
-    for key, asked, found in (('model.num_classes', m.num_classes, data.num_classes), ('model.input_channels', m.input_channels, data.channels)):
-        if asked is not None and asked != found: raise ConfigError(f'{key} = {asked}: {d.dataset_name} has {found}; leave the key out to take that')
-    if min(data.image_size) < 8: raise ConfigError(f'data.image_size = {list(data.image_size)}: the network needs 8 x 8 or more; give a larger size')
+    options = (
+        dict(
+            num_workers=d.num_workers,
+            prefetch_factor=d.prefetch_factor,
+            **d.dataset_options.model_dump(exclude_none=True),
+        )
+        if d.dataset_name == 'ImageFolder'
+        else {}
+    )
+    try:
+        data = data or load_dataset(
+            d.dataset_name, d.data_dir, image_size=d.image_size, pin_memory=d.pin_memory, **options
+        )
+    except (ValueError, OSError) as e:
+        raise ConfigError(f'data.dataset_name = {d.dataset_name!r}: {e}') from None
+    for key, asked, found in (
+        ('model.num_classes', m.num_classes, data.num_classes),
+        ('model.input_channels', m.input_channels, data.channels),
+    ):
+        if asked is not None and asked != found:
+            raise ConfigError(
+                f'{key} = {asked}: {d.dataset_name} has {found}; leave the key out to take that'
+            )
+    if min(data.image_size) < 8:
+        raise ConfigError(
+            f'data.image_size = {list(data.image_size)}: the network needs 8 x 8 or more; give a larger size'
+        )
     strategy, per_task = config.continual_learning.strategy, d.classes_per_task
-    if strategy == 'domain': per_task = per_task or data.num_classes
+    if strategy == 'domain':
+        per_task = per_task or data.num_classes
     elif strategy != 'table' and per_task is None:
         per_task, rest = divmod(data.num_classes, d.num_tasks)
-        if rest: raise ConfigError(f'data.num_tasks = {d.num_tasks}: does not divide the {data.num_classes} classes of {d.dataset_name}; '
-                                   'choose a divisor, or give class_order and classes_per_task')
+        if rest:
+            raise ConfigError(
+                f'data.num_tasks = {d.num_tasks}: does not divide the {data.num_classes} classes of {d.dataset_name}; '
+                'choose a divisor, or give class_order and classes_per_task'
+            )
     found = dict(image_size=tuple(data.image_size), classes_per_task=per_task)
-    return data, config.model_copy(update=dict(data=d.model_copy(update=found),
-                                               model=m.model_copy(update=dict(num_classes=data.num_classes, input_channels=data.channels))))
+    return data, config.model_copy(
+        update=dict(
+            data=d.model_copy(update=found),
+            model=m.model_copy(update=dict(num_classes=data.num_classes, input_channels=data.channels)),
+        )
+    )
+
 
 def split_data(
-    config:Config,  # completed by `load_data`
-    data:Dataset,   # the data set it was completed with
-)->tuple:           # training images of the stream, images held out of it or None
+    config: Config,  # completed by `load_data`
+    data: Dataset,  # the data set it was completed with
+) -> tuple:  # training images of the stream, images held out of it or None
     "Hold out what the configuration asks for."
     d = config.data
-    if not d.holdout: return data.train, None
-    try: keep, held = holdout_split(data.train.labels, d.holdout, config.run.stream_seed)
-    except ValueError as error: raise ConfigError(f'data.holdout = {d.holdout}: {error}') from None
+    if not d.holdout:
+        return data.train, None
+    try:
+        keep, held = holdout_split(data.train.labels, d.holdout, config.run.stream_seed)
+    except ValueError as error:
+        raise ConfigError(f'data.holdout = {d.holdout}: {error}') from None
     return subset(data.train, keep), subset(data.train, held)
 
+
 def lay_out(
-    config:Config,      # completed by `load_data`
-    labels:np.ndarray,  # (N,) of the training images of the stream
-)->Stream:              # of which nothing is shown yet
+    config: Config,  # completed by `load_data`
+    labels: np.ndarray,  # (N,) of the training images of the stream
+) -> Stream:  # of which nothing is shown yet
     "Lay out the stream of a configuration."
     d, cl = config.data, config.continual_learning
     policy = {} if config.schedule == 'split' else dict(ood_policy=cl.ood_policy)
-    try: return make_stream(labels, StreamConfig(None if config.schedule == 'table' else d.num_tasks, d.classes_per_task, cl.blur_ratio, cl.other_task_ratio, cl.ood_ratio,
-                                                 schedule=config.schedule, class_order=d.class_order, **policy, **cl.stream_options.model_dump()), seed=config.run.stream_seed)
-    except ValueError as e: raise ConfigError(str(e)) from None
+    try:
+        return make_stream(
+            labels,
+            StreamConfig(
+                None if config.schedule == 'table' else d.num_tasks,
+                d.classes_per_task,
+                cl.blur_ratio,
+                cl.other_task_ratio,
+                cl.ood_ratio,
+                schedule=config.schedule,
+                class_order=d.class_order,
+                **policy,
+                **cl.stream_options.model_dump(),
+            ),
+            seed=config.run.stream_seed,
+        )
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
 
 # %% ../../nbs/73_build.ipynb #9658c9be
 class Fetch:
     "Join training images and generated ones under one numbering."
-    def __init__(self,
-        split,     # training images
-        seed:int,  # of the out-of-distribution images
-        domains=None,  # name in `transforms.DOMAINS` for each task; None: images stay as they are
-        kind:str='mixed',  # of the out-of-distribution images
-    ): self.split, self.seed, self.domains, self.kind = split, seed, domains, kind
 
-    def __call__(self,
+    def __init__(
+        self,
+        split,  # training images
+        seed: int,  # of the out-of-distribution images
+        domains=None,  # name in `transforms.DOMAINS` for each task; None: images stay as they are
+        kind: str = 'mixed',  # of the out-of-distribution images
+    ):
+        self.split, self.seed, self.domains, self.kind = split, seed, domains, kind
+
+    def __call__(
+        self,
         samples,  # (B,) ids
-        tasks,    # (B,) tasks in force
-    )->torch.Tensor:  # (B, C, H, W) uint8
+        tasks,  # (B,) tasks in force
+    ) -> torch.Tensor:  # (B, C, H, W) uint8
         samples, tasks = np.asarray(samples), np.asarray(tasks)
         images = self.split.batch(np.maximum(samples, 0))
         ood = np.flatnonzero(samples < 0)
-        if len(ood): images[torch.from_numpy(ood)] = ood_images(self.seed, -1-samples[ood], images.shape[1], tuple(images.shape[2:]), self.kind, self.split)
+        if len(ood):
+            images[torch.from_numpy(ood)] = ood_images(
+                self.seed, -1 - samples[ood], images.shape[1], tuple(images.shape[2:]), self.kind, self.split
+            )
         for t in np.unique(tasks) if self.domains else ():
             rows = torch.from_numpy(np.flatnonzero(tasks == t))
             images[rows] = DOMAINS[self.domains[t]](images[rows])
@@ -105,119 +162,230 @@ class Fetch:
 
 # %% ../../nbs/73_build.ipynb #36d7cd15
 def make_network(
-    config:Config,  # completed by `load_data`
-)->torch.nn.Module: # with initial weights from the configuration's seed
+    config: Config,  # completed by `load_data`
+) -> torch.nn.Module:  # with initial weights from the configuration's seed
     "Make the network of a configuration."
     m, o = config.model, config.model.network_options
     shape = (m.input_channels, m.num_classes, m.base_channels)
-    options = {name: value for name, value in dict(norm=o.norm, order=o.order, reset=o.reset).items() if value is not None}
+    options = {
+        name: value
+        for name, value in dict(norm=o.norm, order=o.order, reset=o.reset).items()
+        if value is not None
+    }
     with seeded(config.run.seed, 'weights'):
-        if m.network == 'mlp': return MLP(*shape, image_size=config.data.image_size, num_layers=m.num_cms_levels)
+        if m.network == 'mlp':
+            return MLP(*shape, image_size=config.data.image_size, num_layers=m.num_cms_levels)
         options['checkpointing'] = m.gradient_checkpointing
-        if m.network == 'slim_resnet18': return SlimResNet18(*shape, **options)
-        if m.use_nested_learning: return NestedLearningNetwork(*shape, m.num_cms_levels, aggregate=m.aggregate, **options)
+        if m.network == 'slim_resnet18':
+            return SlimResNet18(*shape, **options)
+        if m.use_nested_learning:
+            return NestedLearningNetwork(*shape, m.num_cms_levels, aggregate=m.aggregate, **options)
         return PlainNetwork(*shape, m.num_cms_levels, **options)
 
+
 def make_levels(
-    config:Config,
-    network,   # of `make_network`
-)->list:       # of dicts for `NestedOptimizer`
+    config: Config,
+    network,  # of `make_network`
+) -> list:  # of dicts for `NestedOptimizer`
     "Sort the weights into levels as the configuration says."
     m, rule = config.model, config.model.network_options.levels
-    if rule == 'blocks': groups = network.level_groups(m.periods, head_period=None if m.head_period == m.periods[0] else m.head_period)
-    else: groups = assign_levels(network, rule, m.periods, seed=config.run.seed)
-    for group, lr in zip(groups, config.training.level_lr or ()): group['lr'] = lr
+    if rule == 'blocks':
+        groups = network.level_groups(
+            m.periods, head_period=None if m.head_period == m.periods[0] else m.head_period
+        )
+    else:
+        groups = assign_levels(network, rule, m.periods, seed=config.run.seed)
+    for group, lr in zip(groups, config.training.level_lr or ()):
+        group['lr'] = lr
     return groups
 
+
 def make_optimizer(
-    config:Config,
+    config: Config,
     network,  # of `make_network`
-)->torch.optim.Optimizer:
+) -> torch.optim.Optimizer:
     "Make the optimizer of a configuration: nested, or flat."
     t, own = config.training, dict(M3=M3, DeltaGD=DeltaGD)
     nested = t.optimizer == 'NestedOptimizer'
     name = t.inner if nested else t.optimizer
-    options = dict(t.inner_options, lr=t.learning_rate, weight_decay=t.weight_decay, **(dict(model=network) if name == 'DeltaGD' else {}))
+    options = dict(
+        t.inner_options,
+        lr=t.learning_rate,
+        weight_decay=t.weight_decay,
+        **(dict(model=network) if name == 'DeltaGD' else {}),
+    )
     inner = own.get(name) or getattr(torch.optim, name)
     try:
-        if not nested: return inner(network.parameters(), **options)
-        optimizer = NestedOptimizer(make_levels(config, network), inner=inner, reduction=t.reduction, **options)
-    except (TypeError, ValueError) as e: raise ConfigError(f'training.inner_options = {t.inner_options}, levels = {config.model.network_options.levels}: {name}: {e}') from None
-    if config.model.network_options.reset: optimizer.register_step_post_hook(lambda opt, *_: network.end_context(opt.moved))
+        if not nested:
+            return inner(network.parameters(), **options)
+        optimizer = NestedOptimizer(
+            make_levels(config, network), inner=inner, reduction=t.reduction, **options
+        )
+    except (TypeError, ValueError) as e:
+        raise ConfigError(
+            f'training.inner_options = {t.inner_options}, levels = {config.model.network_options.levels}: {name}: {e}'
+        ) from None
+    if config.model.network_options.reset:
+        optimizer.register_step_post_hook(lambda opt, *_: network.end_context(opt.moved))
     return optimizer
 
 # %% ../../nbs/73_build.ipynb #d8eb0aec
-CLASSES = dict(fine_tune=Method, ewc=EWC, si=SI, lwf=LwF, er=ER, er_ace=ERACE, der_pp=DERpp, mir=MIR, cls_er=CLSER, mkd=MKD, gdumb=GDumb)  # a configuration's method -> class
+CLASSES = dict(
+    fine_tune=Method,
+    ewc=EWC,
+    si=SI,
+    lwf=LwF,
+    er=ER,
+    er_ace=ERACE,
+    der_pp=DERpp,
+    mir=MIR,
+    cls_er=CLSER,
+    mkd=MKD,
+    gdumb=GDumb,
+)  # a configuration's method -> class
 RANDOM = ('gdumb',)  # methods that draw at random themselves
 
-def _warn(config:Config, stream:Stream, memory:Memory|None):
-    "Say what a run cannot show."
-    batches, u = math.ceil(len(stream)/config.data.batch_size), config.training.updates_per_batch
-    steps = int(batches*u)
-    for period in config.model.periods if config.training.optimizer == 'NestedOptimizer' else ():
-        if steps//period < 20: warnings.warn(f'a level of period {period} moves {steps//period} times in the whole run ({steps} steps = '
-            f'{len(stream)} rows / batch_size {config.data.batch_size} x {u:g} updates); use smaller batches, more updates or a shorter period')
-    if memory is not None and memory.capacity >= len(stream) and config.continual_learning.method != 'joint':
-        warnings.warn(f'memory_size = {config.continual_learning.memory_size}: the memory can hold the whole stream of {len(stream)} rows, so nothing need be forgotten; use a smaller one')
 
-def _amp_dtype(config:Config, device):
+def _warn(config: Config, stream: Stream, memory: Memory | None):
+    "Say what a run cannot show."
+    batches, u = math.ceil(len(stream) / config.data.batch_size), config.training.updates_per_batch
+    steps = int(batches * u)
+    for period in config.model.periods if config.training.optimizer == 'NestedOptimizer' else ():
+        if steps // period < 20:
+            warnings.warn(
+                f'a level of period {period} moves {steps // period} times in the whole run ({steps} steps = '
+                f'{len(stream)} rows / batch_size {config.data.batch_size} x {u:g} updates); use smaller batches, more updates or a shorter period'
+            )
+    if memory is not None and memory.capacity >= len(stream) and config.continual_learning.method != 'joint':
+        warnings.warn(
+            f'memory_size = {config.continual_learning.memory_size}: the memory can hold the whole stream of {len(stream)} rows, so nothing need be forgotten; use a smaller one'
+        )
+
+
+def _amp_dtype(config: Config, device):
     t = config.training
-    if not t.use_amp: return None
-    if t.amp_dtype: return getattr(torch, t.amp_dtype)
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    warnings.warn(f'use_amp = true: {device.type} has no fast mixed precision, so this run computes in float32; set amp_dtype: bfloat16 to force it')
+    if not t.use_amp:
+        return None
+    if t.amp_dtype:
+        return getattr(torch, t.amp_dtype)
+    if device.type == 'cuda':
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    warnings.warn(
+        f'use_amp = true: {device.type} has no fast mixed precision, so this run computes in float32; set amp_dtype: bfloat16 to force it'
+    )
     return None
 
 # %% ../../nbs/73_build.ipynb #c5afb7b2
 UNITS = dict(kB=10**3, MB=10**6, GB=10**9)
 
-def _make_memory(config:Config, data:Dataset, rows:int)->Memory|None:
+
+def _make_memory(config: Config, data: Dataset, rows: int) -> Memory | None:
     "Make the memory of a method that replays, no larger than the stream."
     cl, size = config.continual_learning, config.continual_learning.memory_size
-    if config.base_method not in REPLAYING: return None
+    if config.base_method not in REPLAYING:
+        return None
     logits = dict(logits=torch.zeros(data.num_classes)) if config.base_method == 'der_pp' else {}
     try:
-        if isinstance(size, str): size = capacity_of(int(float(size[:-2])*UNITS[size[-2:]]), (data.channels, *data.image_size), policy=cl.memory_policy, **logits)
-    except ValueError as e: raise ConfigError(f'continual_learning.memory_size = {cl.memory_size!r}: {e}') from None
+        if isinstance(size, str):
+            size = capacity_of(
+                int(float(size[:-2]) * UNITS[size[-2:]]),
+                (data.channels, *data.image_size),
+                policy=cl.memory_policy,
+                **logits,
+            )
+    except ValueError as e:
+        raise ConfigError(f'continual_learning.memory_size = {cl.memory_size!r}: {e}') from None
     return Memory(min(size, rows), generator(config.run.seed, 'replay'), policy=cl.memory_policy)
 
 # %% ../../nbs/73_build.ipynb #6f3628b1
-def _make_method(config:Config, network, memory:Memory|None)->Method:
+def _make_method(config: Config, network, memory: Memory | None) -> Method:
     "Make the rule of the loss, with averages and view."
-    cl, name, seed, a = config.continual_learning, config.base_method, config.run.seed, config.continual_learning.consolidation
+    cl, name, seed, a = (
+        config.continual_learning,
+        config.base_method,
+        config.run.seed,
+        config.continual_learning.consolidation,
+    )
     averages = a and Consolidation(network, a.windows, a.periods, cascaded=a.cascaded, buffers=a.buffers)
-    given = network, View(config.data.augment, generator(seed, 'augment')), memory, averages, cl.replay_batch_size, cl.ood_policy
+    given = (
+        network,
+        View(config.data.augment, generator(seed, 'augment')),
+        memory,
+        averages,
+        cl.replay_batch_size,
+        cl.ood_policy,
+    )
     options = dict(cl.method_options, **(dict(generator=generator(seed, 'method')) if name in RANDOM else {}))
-    try: return CLASSES[name](*given, nearest_mean=cl.readout == 'nearest_mean', average=a.readout if a else 'last', **options)
-    except (TypeError, ValueError) as e: raise ConfigError(f'continual_learning.method_options = {cl.method_options}: {e}') from None
+    try:
+        return CLASSES[name](
+            *given, nearest_mean=cl.readout == 'nearest_mean', average=a.readout if a else 'last', **options
+        )
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'continual_learning.method_options = {cl.method_options}: {e}') from None
 
-def _strange(config:Config, data:Dataset, n:int=200):
+
+def _strange(config: Config, data: Dataset, n: int = 200):
     "Make out-of-distribution images that no stream shows; None for a stream without any."
-    if not config.continual_learning.ood_ratio: return None
-    images = ood_images(config.run.stream_seed, range(2**40, 2**40+n), data.channels, data.image_size, config.continual_learning.ood_kind, data.train)
+    if not config.continual_learning.ood_ratio:
+        return None
+    images = ood_images(
+        config.run.stream_seed,
+        range(2**40, 2**40 + n),
+        data.channels,
+        data.image_size,
+        config.continual_learning.ood_kind,
+        data.train,
+    )
     return ImageArray(images, np.full(n, -1))
 
+
 def place(
-    network:torch.nn.Module,
-    device:torch.device,
-)->torch.nn.Module:  # the same one
+    network: torch.nn.Module,
+    device: torch.device,
+) -> torch.nn.Module:  # the same one
     "Move a network to its device; on a GPU in the order of memory that convolutions like there (channels last)."
-    return network.to(device, memory_format=torch.channels_last) if device.type == 'cuda' else network.to(device)
+    return (
+        network.to(device, memory_format=torch.channels_last) if device.type == 'cuda' else network.to(device)
+    )
+
 
 def build(
-    config:Config,  # completed by `load_data`
-    data:Dataset,   # the data set it was completed with
-)->Learner:         # ready to run
+    config: Config,  # completed by `load_data`
+    data: Dataset,  # the data set it was completed with
+) -> Learner:  # ready to run
     "Join data, stream, network, optimizer and method."
     device, d, e = pick_device(config.run.device), config.data, config.evaluation
     train, holdout = split_data(config, data)
     stream = lay_out(config, train.labels)
-    if len(stream) < d.batch_size: raise ConfigError(f'data.batch_size = {d.batch_size}: the whole stream has {len(stream)} rows; lower it')
+    if len(stream) < d.batch_size:
+        raise ConfigError(
+            f'data.batch_size = {d.batch_size}: the whole stream has {len(stream)} rows; lower it'
+        )
     memory = _make_memory(config, data, len(stream))
     _warn(config, stream, memory)
     network = place(make_network(config), device)
-    if config.training.compile: network.compile()
+    if config.training.compile:
+        network.compile()
     t = config.training
-    loop = Loop(d.batch_size, t.updates_per_batch, t.gradient_clip, _amp_dtype(config, device), t.on_nonfinite, e.eval_every, t.log_optimizer_stats_freq, e.evaluate_old_tasks)
+    loop = Loop(
+        d.batch_size,
+        t.updates_per_batch,
+        t.gradient_clip,
+        _amp_dtype(config, device),
+        t.on_nonfinite,
+        e.eval_every,
+        t.log_optimizer_stats_freq,
+        e.evaluate_old_tasks,
+    )
     fetch = Fetch(train, config.run.stream_seed, stream.domains, config.continual_learning.ood_kind)
-    return Learner(_make_method(config, network, memory), make_optimizer(config, network), stream, fetch, data.test, holdout, loop, _strange(config, data), config.run.knobs)
+    return Learner(
+        _make_method(config, network, memory),
+        make_optimizer(config, network),
+        stream,
+        fetch,
+        data.test,
+        holdout,
+        loop,
+        _strange(config, data),
+        config.run.knobs,
+    )

@@ -6,7 +6,10 @@
 __all__ = ['list_checkpoints', 'save_checkpoint', 'find_checkpoint', 'catch_signals']
 
 # %% ../../nbs/72_checkpoints.ipynb #b2797592
-import re, signal, threading, warnings
+import re
+import signal
+import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,35 +21,44 @@ from .learner import Learner, learner_state
 # %% ../../nbs/72_checkpoints.ipynb #1876c7cb
 def list_checkpoints(
     run_dir,  # folder of a run
-)->dict:      # step -> path, in order
+) -> dict:  # step -> path, in order
     "List the checkpoints of a run."
-    found = {int(re.match(r'checkpoint-(\d+)', path.name)[1]): path for path in Path(run_dir).glob('checkpoint-*.pt')}
+    found = {
+        int(re.match(r'checkpoint-(\d+)', path.name)[1]): path
+        for path in Path(run_dir).glob('checkpoint-*.pt')
+    }
     return dict(sorted(found.items()))
 
+
 def save_checkpoint(
-    run_dir,            # folder of the run
-    learner:Learner,    # right after `StepDone`
-    keep:int=2,         # newest ones to keep, beside those of task ends
-    task_end:bool=False,# has a task just ended?
-    **extra,            # what else a run needs to go on: numbers, strings, plain containers
-)->Path:                # the file
+    run_dir,  # folder of the run
+    learner: Learner,  # right after `StepDone`
+    keep: int = 2,  # newest ones to keep, beside those of task ends
+    task_end: bool = False,  # has a task just ended?
+    **extra,  # what else a run needs to go on: numbers, strings, plain containers
+) -> Path:  # the file
     "Write the state of a run; forget what is old."
-    path = Path(run_dir)/f'checkpoint-{learner.step:08}{"-task" if task_end else ""}.pt'
-    with write_atomic(path) as part: torch.save(dict(learner=learner_state(learner), **extra), part)
+    path = Path(run_dir) / f'checkpoint-{learner.step:08}{"-task" if task_end else ""}.pt'
+    with write_atomic(path) as part:
+        torch.save(dict(learner=learner_state(learner), **extra), part)
     passing = [p for p in list_checkpoints(run_dir).values() if not p.stem.endswith('-task')]
-    for old in passing[:-keep]: old.unlink()
+    for old in passing[:-keep]:
+        old.unlink()
     return path
 
 # %% ../../nbs/72_checkpoints.ipynb #7be5466c
 def find_checkpoint(
-    run_dir,          # folder of a run
-    at_step:int=None, # [steps] none later than this; None: the newest
-)->tuple:             # path and state; (None, None) if there is none
+    run_dir,  # folder of a run
+    at_step: int = None,  # [steps] none later than this; None: the newest
+) -> tuple:  # path and state; (None, None) if there is none
     "Read the newest checkpoint that can be read."
     for step, path in reversed(list_checkpoints(run_dir).items()):
-        if at_step is not None and step > at_step: continue
-        try: return path, torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e: warnings.warn(f'{path}: cannot be read ({type(e).__name__}); going on from an older checkpoint')
+        if at_step is not None and step > at_step:
+            continue
+        try:
+            return path, torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as e:
+            warnings.warn(f'{path}: cannot be read ({type(e).__name__}); going on from an older checkpoint')
     return None, None
 
 # %% ../../nbs/72_checkpoints.ipynb #0eed3ddc
@@ -54,11 +66,18 @@ def find_checkpoint(
 def catch_signals():
     "Collect SIGINT and SIGTERM inside a block instead of stopping; a second one stops at once."
     caught = []
+
     def note(number, frame):
-        if caught: raise KeyboardInterrupt
+        if caught:
+            raise KeyboardInterrupt
         caught.append(number)
+
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try: yield caught
+    before = (
+        {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    )
+    try:
+        yield caught
     finally:
-        for number, handler in before.items(): signal.signal(number, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,93 +6,154 @@
 __all__ = ['count_bytes', 'measure_bytes', 'measure_flops', 'measure_cost', 'match_budget']
 
 # %% ../../nbs/74_cost.ipynb #ae08e558
-import resource, sys, warnings
+import resource
+import sys
+import warnings
 from itertools import islice
 
 import torch
 
-from .build import build, load_data
 from ..config.load import Config, ConfigError, load_config
+from .build import build, load_data
 from .learner import Learner, StepDone
 from .updates import flops_per_image
 
 # %% ../../nbs/74_cost.ipynb #4ad0b967
 def count_bytes(
-    state,   # nested containers with tensors
-)->int:      # [bytes]
+    state,  # nested containers with tensors
+) -> int:  # [bytes]
     "Count the bytes of all tensors in a state."
-    if isinstance(state, torch.Tensor): return state.nbytes
-    if isinstance(state, dict): state = list(state.values())
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        state = list(state.values())
     return sum(map(count_bytes, state)) if isinstance(state, (list, tuple)) else 0
 
+
 def measure_bytes(
-    learner:Learner,  # that has made some steps
-)->dict:              # part -> [bytes]
+    learner: Learner,  # that has made some steps
+) -> dict:  # part -> [bytes]
     "Count what is held beside the weights."
     method, optimizer = learner.method, learner.optimizer
     own = {name: part for name, part in method.state_dict().items() if name not in ('memory', 'averages')}
-    waiting = [p for g in optimizer.param_groups if g.get('period', 1) > 1 for p in g['params'] if p not in optimizer.state]
+    waiting = [
+        p
+        for g in optimizer.param_groups
+        if g.get('period', 1) > 1
+        for p in g['params']
+        if p not in optimizer.state
+    ]
     size = lambda part: 0 if part is None else part.nbytes
-    return dict(memory_bytes=size(method.memory), averages_bytes=size(method.averages), method_bytes=count_bytes(own),
-                optimizer_bytes=count_bytes(optimizer.state_dict()) + 4*sum(p.numel() for p in waiting))
+    return dict(
+        memory_bytes=size(method.memory),
+        averages_bytes=size(method.averages),
+        method_bytes=count_bytes(own),
+        optimizer_bytes=count_bytes(optimizer.state_dict()) + 4 * sum(p.numel() for p in waiting),
+    )
+
 
 def measure_flops(
-    learner:Learner,  # that has made some steps
-)->dict:              # images and FLOPs so far
+    learner: Learner,  # that has made some steps
+) -> dict:  # images and FLOPs so far
     "Count passes and FLOPs of training and of evaluation."
-    with learner.passes.during(None): f, b = flops_per_image(learner.method.model, tuple(learner.test.batch([0]).shape[1:]))
+    with learner.passes.during(None):
+        f, b = flops_per_image(learner.method.model, tuple(learner.test.batch([0]).shape[1:]))
     counts = {name: learner.passes.counts.get(name, (0, 0)) for name in ('train', 'evaluate')}
     backward = sum(with_gradient for _, with_gradient in counts.values())
     looked = counts['evaluate'][0] - counts['evaluate'][1]
     forward = counts['train'][0] + counts['evaluate'][1]
-    return dict(forward=forward, backward=backward, train_flops=int(f*forward + b*backward), evaluate_flops=int(f*looked))
+    return dict(
+        forward=forward,
+        backward=backward,
+        train_flops=int(f * forward + b * backward),
+        evaluate_flops=int(f * looked),
+    )
 
 # %% ../../nbs/74_cost.ipynb #d2c81d92
 def measure_cost(
-    learner:Learner,   # at the end of its run
-    seconds:dict,      # wall and processor time by phase
-)->dict:               # counts, FLOPs, bytes and seconds
+    learner: Learner,  # at the end of its run
+    seconds: dict,  # wall and processor time by phase
+) -> dict:  # counts, FLOPs, bytes and seconds
     "Count what a run has cost."
-    method, rows, flops, held = learner.method, len(learner.stream), measure_flops(learner), measure_bytes(learner)
+    method, rows, flops, held = (
+        learner.method,
+        len(learner.stream),
+        measure_flops(learner),
+        measure_bytes(learner),
+    )
     weights = sum(p.nbytes for p in method.model.parameters())
     cuda = learner.device.type == 'cuda'
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
-    return dict(rows=rows, updates=learner.step, skipped=learner.skipped, replayed=method.replayed, updates_per_row=learner.step/rows,
-                views_per_row=flops['backward']/rows, forwards_per_row=flops['forward']/rows, train_flops=flops['train_flops'], evaluate_flops=flops['evaluate_flops'],
-                parameters=sum(p.numel() for p in method.model.parameters()), weights_bytes=weights, **held, peak_bytes=peak, seconds=seconds)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    )
+    return dict(
+        rows=rows,
+        updates=learner.step,
+        skipped=learner.skipped,
+        replayed=method.replayed,
+        updates_per_row=learner.step / rows,
+        views_per_row=flops['backward'] / rows,
+        forwards_per_row=flops['forward'] / rows,
+        train_flops=flops['train_flops'],
+        evaluate_flops=flops['evaluate_flops'],
+        parameters=sum(p.numel() for p in method.model.parameters()),
+        weights_bytes=weights,
+        **held,
+        peak_bytes=peak,
+        seconds=seconds,
+    )
 
 # %% ../../nbs/74_cost.ipynb #881e3d13
 def match_budget(
-    config:Config,     # to be changed
-    reference:Config,  # its cost is the budget
-    by:str='flops',    # 'flops' changes updates_per_batch, 'bytes' memory_size
-    steps:int=12,      # [steps] to measure; the first two are not counted
-)->Config:             # like `config`, with the cost of `reference`
+    config: Config,  # to be changed
+    reference: Config,  # its cost is the budget
+    by: str = 'flops',  # 'flops' changes updates_per_batch, 'bytes' memory_size
+    steps: int = 12,  # [steps] to measure; the first two are not counted
+) -> Config:  # like `config`, with the cost of `reference`
     "Give a configuration the budget of another."
-    if by not in ('flops', 'bytes'): raise ValueError(f"by = {by!r}: must be 'flops' or 'bytes'")
+    if by not in ('flops', 'bytes'):
+        raise ValueError(f"by = {by!r}: must be 'flops' or 'bytes'")
     own, other = (_probe(c, steps) for c in (config, reference))
     if by == 'flops':
-        updates = reference.training.updates_per_batch * other['flops']/own['flops']
+        updates = reference.training.updates_per_batch * other['flops'] / own['flops']
         return _change(config, 'training', updates_per_batch=float(f'{updates:.4g}'))
-    if not own['memory_bytes']: raise ConfigError(f'continual_learning.method = {config.continual_learning.method}: has no memory that could take up bytes; match it by flops')
-    each, rest = own['memory_bytes']/own['capacity'], sum(v for k, v in own.items() if k.endswith('_bytes') and k != 'memory_bytes')
+    if not own['memory_bytes']:
+        raise ConfigError(
+            f'continual_learning.method = {config.continual_learning.method}: has no memory that could take up bytes; match it by flops'
+        )
+    each, rest = (
+        own['memory_bytes'] / own['capacity'],
+        sum(v for k, v in own.items() if k.endswith('_bytes') and k != 'memory_bytes'),
+    )
     images = int((sum(v for k, v in other.items() if k.endswith('_bytes')) - rest) // each)
-    if images < 1: raise ConfigError(f'continual_learning.memory_size = {images}: {config.continual_learning.method} already holds more than the reference without any memory')
+    if images < 1:
+        raise ConfigError(
+            f'continual_learning.memory_size = {images}: {config.continual_learning.method} already holds more than the reference without any memory'
+        )
     return _change(config, 'continual_learning', memory_size=images)
 
-def _probe(config:Config, steps:int)->dict:
+
+def _probe(config: Config, steps: int) -> dict:
     "Measure the FLOPs of an update, and the bytes held."
     data, config = load_data(config)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # whoever runs the configuration will hear them
         learner = build(config, data)
     done = (event for event in learner.run() if isinstance(event, StepDone))
-    for _ in islice(done, 2): pass
+    for _ in islice(done, 2):
+        pass
     before = measure_flops(learner)['train_flops']
-    made = sum(1 for _ in islice(done, steps-2))
-    return dict(flops=(measure_flops(learner)['train_flops']-before)/made, capacity=getattr(learner.method.memory, 'capacity', 0), **measure_bytes(learner))
+    made = sum(1 for _ in islice(done, steps - 2))
+    return dict(
+        flops=(measure_flops(learner)['train_flops'] - before) / made,
+        capacity=getattr(learner.method.memory, 'capacity', 0),
+        **measure_bytes(learner),
+    )
 
-def _change(config:Config, section:str, **values)->Config:
+
+def _change(config: Config, section: str, **values) -> Config:
     sections = config.model_dump(mode='json')
     sections[section].update(values)
     return load_config(**sections)

@@ -7,7 +7,8 @@ __all__ = ['TaskStarted', 'StepDone', 'Evaluated', 'OodMeasured', 'KnobChanged',
            'turn', 'Learner', 'learner_state', 'load_learner_state']
 
 # %% ../../nbs/71_learner.ipynb #e1693f38
-import copy, math
+import copy
+import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Optional
@@ -15,225 +16,340 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from ..config.schema import RATIOS
+from ..data.transforms import DOMAINS
 from ..measure.evaluation import Transformed, evaluate, evaluate_ood
 from ..methods.method import Batch
 from ..optim.nested import NestedOptimizer
-from ..config.schema import RATIOS
 from ..stream.stream import replan
-from ..data.transforms import DOMAINS
 from .updates import Drift, Passes, update
 
 # %% ../../nbs/71_learner.ipynb #b7842d6b
 @dataclass(frozen=True)
 class TaskStarted:
     "Say that the first row of a task is in the next batch."
-    step:int  # [steps] done so far
-    task:int  # the task
+
+    step: int  # [steps] done so far
+    task: int  # the task
+
 
 @dataclass(frozen=True)
 class StepDone:
     "Report one update of the optimizer; the last event of a step."
-    step:int         # [steps] counted from 1
-    position:int     # rows of the stream that are done with
-    task:int         # task in force at the first row of the batch
-    loss:float       # of the batch, replay included
-    grad_norm:float  # norm of the whole gradient before clipping
-    replayed:int     # images replayed in this step
-    accuracy:float   # share of the stream's rows that were right before they were learned, in training mode, over all classes; NaN without any
-    moved:tuple      # names of the levels that moved; none if the step was skipped, because the gradient was not finite
-    drift:dict = field(default_factory=dict)  # level -> change since the last task end, relative to its norm; empty unless measured
-    moves:dict = field(default_factory=dict)  # level -> change since the last measurement, relative to the same norm
+
+    step: int  # [steps] counted from 1
+    position: int  # rows of the stream that are done with
+    task: int  # task in force at the first row of the batch
+    loss: float  # of the batch, replay included
+    grad_norm: float  # norm of the whole gradient before clipping
+    replayed: int  # images replayed in this step
+    accuracy: float  # share of the stream's rows that were right before they were learned, in training mode, over all classes; NaN without any
+    moved: tuple  # names of the levels that moved; none if the step was skipped, because the gradient was not finite
+    drift: dict = field(
+        default_factory=dict
+    )  # level -> change since the last task end, relative to its norm; empty unless measured
+    moves: dict = field(
+        default_factory=dict
+    )  # level -> change since the last measurement, relative to the same norm
 
 # %% ../../nbs/71_learner.ipynb #b21c22a1
 @dataclass(frozen=True)
 class Evaluated:
     "Report accuracies, one row for each task and read-out."
-    step:int     # [steps] done
-    after:int    # the task just ended, or in force
-    split:str    # 'test' at a task end, 'holdout' inside a task
-    rows:tuple   # of dicts: task, readout, class_il, task_il, n
+
+    step: int  # [steps] done
+    after: int  # the task just ended, or in force
+    split: str  # 'test' at a task end, 'holdout' inside a task
+    rows: tuple  # of dicts: task, readout, class_il, task_il, n
+
 
 @dataclass(frozen=True)
 class OodMeasured:
     "Report how well known images are told from out-of-distribution ones, one row for each read-out."
-    step:int     # [steps] done
-    after:int    # the task just ended
-    rows:tuple   # of dicts: readout, ood_auroc, false_accept, n
+
+    step: int  # [steps] done
+    after: int  # the task just ended
+    rows: tuple  # of dicts: readout, ood_auroc, false_accept, n
+
 
 @dataclass(frozen=True)
 class KnobChanged:
     "Say that a key was changed between two steps."
-    step:int   # [steps] done before the change
-    name:str   # the key
-    value:Any  # what it is from now on
+
+    step: int  # [steps] done before the change
+    name: str  # the key
+    value: Any  # what it is from now on
+
 
 @dataclass(frozen=True)
 class TaskEnded:
     "Say that the last row of a task has been learned."
-    step:int  # [steps] done
-    task:int  # the task
+
+    step: int  # [steps] done
+    task: int  # the task
+
 
 @dataclass(frozen=True)
 class RunEnded:
     "Say that the stream is at its end."
-    step:int  # [steps] done in all
-    pending:dict = field(default_factory=dict)  # level -> gradients that it still held, and that moved nothing
+
+    step: int  # [steps] done in all
+    pending: dict = field(
+        default_factory=dict
+    )  # level -> gradients that it still held, and that moved nothing
 
 # %% ../../nbs/71_learner.ipynb #f9c34204
 class Batches:
     "Cut a stream into batches; say which tasks begin and end in each."
-    def __init__(self,
-        stream,     # rows in order
-        fetch,      # maps sample ids (B,) and tasks in force (B,) to uint8 images (B, C, H, W); `fetch.announce(ids)`, if there, hears of what will come
-        size:int,   # rows per batch; the last one may have fewer, or one more
+
+    def __init__(
+        self,
+        stream,  # rows in order
+        fetch,  # maps sample ids (B,) and tasks in force (B,) to uint8 images (B, C, H, W); `fetch.announce(ids)`, if there, hears of what will come
+        size: int,  # rows per batch; the last one may have fewer, or one more
     ):
-        self.fetch, self.size, self.end, self.announced = fetch, size, len(stream), not hasattr(fetch, 'announce')
-        self.sample, self.label, self.task = (torch.from_numpy(stream.table[c].to_numpy(np.int64, copy=True)) for c in ('sample', 'label', 'task'))
+        self.fetch, self.size, self.end, self.announced = (
+            fetch,
+            size,
+            len(stream),
+            not hasattr(fetch, 'announce'),
+        )
+        self.sample, self.label, self.task = (
+            torch.from_numpy(stream.table[c].to_numpy(np.int64, copy=True))
+            for c in ('sample', 'label', 'task')
+        )
         self.task_ends = np.asarray(stream.task_ends)
         self.task_starts = np.concatenate([[0], self.task_ends[:-1]])
 
-    def take(self,
-        start:int,  # position of the first row
-        device,     # where the images go
-    )->tuple:       # batch, position after it, task in force at its first row
+    def take(
+        self,
+        start: int,  # position of the first row
+        device,  # where the images go
+    ) -> tuple:  # batch, position after it, task in force at its first row
         "Fetch the batch at a position."
         end = self.end_of(start)
-        if not self.announced: self._announce(end)
-        images = self.fetch(self.sample[start:end].numpy(), self.task[start:end].numpy()).to(device, non_blocking=True)
+        if not self.announced:
+            self._announce(end)
+        images = self.fetch(self.sample[start:end].numpy(), self.task[start:end].numpy()).to(
+            device, non_blocking=True
+        )
         batch = Batch(images, self.label[start:end].to(device, non_blocking=True), self.sample[start:end])
         return batch, end, int(np.searchsorted(self.task_ends, start, side='right'))
 
-    def begun(self, start, end): return np.flatnonzero((self.task_starts >= start) & (self.task_starts < end)).tolist()
-    def ended(self, start, end): return np.flatnonzero((self.task_ends > start) & (self.task_ends <= end)).tolist()
+    def begun(self, start, end):
+        return np.flatnonzero((self.task_starts >= start) & (self.task_starts < end)).tolist()
 
-    def end_of(self,
-        start:int,  # position of a batch's first row
-    )->int:         # position after its last row
+    def ended(self, start, end):
+        return np.flatnonzero((self.task_ends > start) & (self.task_ends <= end)).tolist()
+
+    def end_of(
+        self,
+        start: int,  # position of a batch's first row
+    ) -> int:  # position after its last row
         "Say where a batch ends."
-        end = min(start+self.size, self.end)
-        return self.end if self.size > 1 and self.end-end == 1 else end  # batch normalisation cannot learn from a single row
+        end = min(start + self.size, self.end)
+        return (
+            self.end if self.size > 1 and self.end - end == 1 else end
+        )  # batch normalisation cannot learn from a single row
 
     def _announce(self, start):
         self.announced = True
         while start < self.end:
-            self.fetch.announce(self.sample[start:self.end_of(start)].numpy())
+            self.fetch.announce(self.sample[start : self.end_of(start)].numpy())
             start = self.end_of(start)
 
 # %% ../../nbs/71_learner.ipynb #463d13f2
 @dataclass(frozen=True)
 class Loop:
     "Say how a stream is gone through."
-    batch_size:int = 10         # rows per batch
-    updates_per_batch:float = 1 # [steps] per batch; 0.5 is one step every second batch
-    gradient_clip:Optional[float] = None    # largest norm of the whole gradient; None: none
-    amp_dtype:Optional[torch.dtype] = None  # torch.bfloat16 or torch.float16 for mixed precision; None: float32
-    on_nonfinite:str = 'stop'   # 'stop' or 'skip' a step whose gradient is not finite
-    eval_every:int = 0          # [steps] between evaluations on held-out images; 0: none
-    drift_every:int = 0         # [steps] between measurements of drift; 0: none
-    all_tasks:bool = True       # test all tasks at a task end, or only the one ended?
 
-    def updates(self,
-        batch:int,  # counts from 0
-    )->int:         # [steps]
+    batch_size: int = 10  # rows per batch
+    updates_per_batch: float = 1  # [steps] per batch; 0.5 is one step every second batch
+    gradient_clip: Optional[float] = None  # largest norm of the whole gradient; None: none
+    amp_dtype: Optional[torch.dtype] = (
+        None  # torch.bfloat16 or torch.float16 for mixed precision; None: float32
+    )
+    on_nonfinite: str = 'stop'  # 'stop' or 'skip' a step whose gradient is not finite
+    eval_every: int = 0  # [steps] between evaluations on held-out images; 0: none
+    drift_every: int = 0  # [steps] between measurements of drift; 0: none
+    all_tasks: bool = True  # test all tasks at a task end, or only the one ended?
+
+    def updates(
+        self,
+        batch: int,  # counts from 0
+    ) -> int:  # [steps]
         "Plan the updates on one batch (as Koh et al. 2022 do for fractions)."
         u = Fraction(str(self.updates_per_batch))
-        return int((batch+1)*u) - int(batch*u)
+        return int((batch + 1) * u) - int(batch * u)
 
 # %% ../../nbs/71_learner.ipynb #008aa4fd
-def _evaluate(learner, task:int, name:str)->Evaluated:
+def _evaluate(learner, task: int, name: str) -> Evaluated:
     "Read all read-outs on 'test' or 'holdout'; in an i.i.d. stream all tasks have begun."
-    classes, tasks = learner.stream.task_classes, None if learner.loop.all_tasks or name == 'holdout' else [task]
-    begun = len(classes) if learner.stream.config.schedule == 'iid' else task+1
+    classes, tasks = (
+        learner.stream.task_classes,
+        None if learner.loop.all_tasks or name == 'holdout' else [task],
+    )
+    begun = len(classes) if learner.stream.config.schedule == 'iid' else task + 1
     split, method, domains = getattr(learner, name), learner.method, learner.stream.domains
     with learner.passes.during('evaluate'):
-        if domains is None: rows = evaluate(method.readout(), split, method.view, classes, begun, tasks)
-        else: rows = sum((evaluate(method.readout(), Transformed(split, DOMAINS[domains[t]]), method.view, classes, begun, [t])
-                          for t in tasks or range(len(classes))), ())
+        if domains is None:
+            rows = evaluate(method.readout(), split, method.view, classes, begun, tasks)
+        else:
+            rows = sum(
+                (
+                    evaluate(
+                        method.readout(),
+                        Transformed(split, DOMAINS[domains[t]]),
+                        method.view,
+                        classes,
+                        begun,
+                        [t],
+                    )
+                    for t in tasks or range(len(classes))
+                ),
+                (),
+            )
     return Evaluated(learner.step, task, name, rows)
 
-def _measure_ood(learner, task:int)->OodMeasured:
+
+def _measure_ood(learner, task: int) -> OodMeasured:
     "Compare test images of the tasks begun with strange ones."
-    classes = [c for t in learner.stream.task_classes[:task+1] for c in t]
+    classes = [c for t in learner.stream.task_classes[: task + 1] for c in t]
     with learner.passes.during('evaluate'):
-        rows = evaluate_ood(learner.method.readout(), learner.test, learner.strange, learner.method.view, classes)
+        rows = evaluate_ood(
+            learner.method.readout(), learner.test, learner.strange, learner.method.view, classes
+        )
     return OodMeasured(learner.step, task, rows)
 
 # %% ../../nbs/71_learner.ipynb #b026869e
 def turn(
-    learner,       # between two steps
-    name:str,      # a key of the configuration, one of `schema.KNOBS`
-    value,         # what it is from now on; checked by `load_config`
-    position:int,  # rows of the stream that stay as they are
+    learner,  # between two steps
+    name: str,  # a key of the configuration, one of `schema.KNOBS`
+    value,  # what it is from now on; checked by `load_config`
+    position: int,  # rows of the stream that stay as they are
 ):
     "Change one key of a run."
     groups = learner.optimizer.param_groups
     if name == 'periods':
-        for group, period in zip(groups, value): learner.optimizer.set_period(group['name'], period)
+        for group, period in zip(groups, value):
+            learner.optimizer.set_period(group['name'], period)
     elif name in ('level_lr', 'learning_rate'):
-        for group, lr in zip(groups, value if name == 'level_lr' else [value]*len(groups)): group['lr'] = lr
+        for group, lr in zip(groups, value if name == 'level_lr' else [value] * len(groups)):
+            group['lr'] = lr
     elif name in ('weight_decay', 'reduction'):
-        for group in groups: group[name] = value
-    elif name in ('gradient_clip', 'updates_per_batch', 'eval_every'): learner.loop = replace(learner.loop, **{name: value})
-    elif name == 'replay_batch_size': learner.method.replay_batch_size = value
-    elif name == 'consolidation': learner.method.averages.windows = tuple(value['windows'])
+        for group in groups:
+            group[name] = value
+    elif name in ('gradient_clip', 'updates_per_batch', 'eval_every'):
+        learner.loop = replace(learner.loop, **{name: value})
+    elif name == 'replay_batch_size':
+        learner.method.replay_batch_size = value
+    elif name == 'consolidation':
+        learner.method.averages.windows = tuple(value['windows'])
     elif name in RATIOS:
         learner.stream = replan(learner.stream, position, learner.stream.seed, **{name: value})
         learner.batches = Batches(learner.stream, learner.batches.fetch, learner.loop.batch_size)
-    else: raise ValueError(f'name = {name!r}: no knob of that name; `schema.KNOBS` lists them')
+    else:
+        raise ValueError(f'name = {name!r}: no knob of that name; `schema.KNOBS` lists them')
 
 # %% ../../nbs/71_learner.ipynb #d20b1ed5
 class Learner:
     "Learn a stream in one pass; yield what happens."
-    def __init__(self,
-        method,        # rule of the loss; holds model, view, memory and averages
-        optimizer,     # of the model's parameters
-        stream,        # rows in order
-        fetch,         # maps sample ids (B,) and tasks (B,) to uint8 images (B, C, H, W); negative ids are OOD images
-        test,          # split read at task ends only
+
+    def __init__(
+        self,
+        method,  # rule of the loss; holds model, view, memory and averages
+        optimizer,  # of the model's parameters
+        stream,  # rows in order
+        fetch,  # maps sample ids (B,) and tasks (B,) to uint8 images (B, C, H, W); negative ids are OOD images
+        test,  # split read at task ends only
         holdout=None,  # split read at task ends and every `eval_every` steps; part of no stream
-        loop:Loop=Loop(),
+        loop: Loop = Loop(),
         strange=None,  # split of out-of-distribution images, compared with `test` at task ends; part of no stream
-        knobs=(),      # changes to come, in order of their `step`; each has `step`, `name`, `value`
+        knobs=(),  # changes to come, in order of their `step`; each has `step`, `name`, `value`
     ):
-        self.method, self.optimizer, self.stream, self.test, self.holdout, self.loop, self.strange = method, optimizer, stream, test, holdout, loop, strange
-        self.batches, self.device = Batches(stream, fetch, loop.batch_size), next(method.model.parameters()).device
-        self.step, self.position, self.updates, self.skipped = 0, 0, 0, 0  # steps done, rows done, updates done on the batch at `position`, steps skipped
+        self.method, self.optimizer, self.stream, self.test, self.holdout, self.loop, self.strange = (
+            method,
+            optimizer,
+            stream,
+            test,
+            holdout,
+            loop,
+            strange,
+        )
+        self.batches, self.device = (
+            Batches(stream, fetch, loop.batch_size),
+            next(method.model.parameters()).device,
+        )
+        self.step, self.position, self.updates, self.skipped = (
+            0,
+            0,
+            0,
+            0,
+        )  # steps done, rows done, updates done on the batch at `position`, steps skipped
         self.knobs, self.turned = list(knobs), []  # to come; done: [step, position, name, value]
         self.drift = Drift({g.get('name', 'all'): g['params'] for g in optimizer.param_groups})
         self.passes = Passes(method.model, *(method.averages.averages if method.averages else ()))
         self.scaler = torch.amp.GradScaler(self.device.type) if loop.amp_dtype == torch.float16 else None
 
     @property
-    def shown(self): return self.batches.end_of(self.position) if self.updates else self.position  # rows that stay as they are: those of the batch at hand too
+    def shown(self):
+        return (
+            self.batches.end_of(self.position) if self.updates else self.position
+        )  # rows that stay as they are: those of the batch at hand too
 
     def run(self):
         "Yield the events of the rest of the stream."
         self.method.model.train()
         yield from _turn_due(self)
-        while self.position < self.batches.end: yield from self._batch()
-        yield RunEnded(self.step, self.optimizer.pending() if isinstance(self.optimizer, NestedOptimizer) else {})
+        while self.position < self.batches.end:
+            yield from self._batch()
+        yield RunEnded(
+            self.step, self.optimizer.pending() if isinstance(self.optimizer, NestedOptimizer) else {}
+        )
 
     def _batch(self):
         start = self.position
         batch, end, task = self.batches.take(start, self.device)
-        if self.updates == 0: yield from (TaskStarted(self.step, t) for t in self.batches.begun(start, end))
-        if self.updates >= self._planned(start): yield from _leave(self, batch, start, end)
+        if self.updates == 0:
+            yield from (TaskStarted(self.step, t) for t in self.batches.begun(start, end))
+        if self.updates >= self._planned(start):
+            yield from _leave(self, batch, start, end)
         while self.position == start:
             done = _step(self, batch)
-            if self.updates >= self._planned(start): yield from _leave(self, batch, start, end)
-            if self.loop.eval_every and self.step % self.loop.eval_every == 0: yield _evaluate(self, task, 'holdout')
+            if self.updates >= self._planned(start):
+                yield from _leave(self, batch, start, end)
+            if self.loop.eval_every and self.step % self.loop.eval_every == 0:
+                yield _evaluate(self, task, 'holdout')
             yield StepDone(self.step, self.position, task, **done)
             yield from _turn_due(self)
 
-    def _planned(self, start): return self.loop.updates(start//self.loop.batch_size)
+    def _planned(self, start):
+        return self.loop.updates(start // self.loop.batch_size)
 
 # %% ../../nbs/71_learner.ipynb #370a2e0e
-def _step(learner, batch)->dict:
+def _step(learner, batch) -> dict:
     "Make one update and count it."
     loop = learner.loop
-    done = update(learner.method, learner.optimizer, batch, loop.gradient_clip, loop.amp_dtype, learner.scaler, loop.on_nonfinite)
-    learner.step, learner.updates, learner.skipped = learner.step+1, learner.updates+1, learner.skipped + (not math.isfinite(done['grad_norm']))
-    return dict(done, **dict(zip(('drift', 'moves'), learner.drift.measure()))) if loop.drift_every and learner.step % loop.drift_every == 0 else done
+    done = update(
+        learner.method,
+        learner.optimizer,
+        batch,
+        loop.gradient_clip,
+        loop.amp_dtype,
+        learner.scaler,
+        loop.on_nonfinite,
+    )
+    learner.step, learner.updates, learner.skipped = (
+        learner.step + 1,
+        learner.updates + 1,
+        learner.skipped + (not math.isfinite(done['grad_norm'])),
+    )
+    return (
+        dict(done, **dict(zip(('drift', 'moves'), learner.drift.measure())))
+        if loop.drift_every and learner.step % loop.drift_every == 0
+        else done
+    )
+
 
 def _turn_due(learner):
     "Turn the knobs whose step has come; rows shown, and those of the batch at hand, stay as they are."
@@ -243,44 +359,66 @@ def _turn_due(learner):
         learner.turned.append([learner.step, shown, knob.name, knob.value])
         yield KnobChanged(learner.step, knob.name, knob.value)
 
+
 def _leave(learner, batch, start, end):
     "Hand a batch to the method, go on to the next, and close the tasks that ended."
     learner.method.after_batch(batch)
     learner.position, learner.updates = end, 0
     for task in learner.batches.ended(start, end):
-        if learner.method.needs_boundaries: learner.method.end_task()
+        if learner.method.needs_boundaries:
+            learner.method.end_task()
         learner.drift.reset()
         yield _evaluate(learner, task, 'test')
-        if learner.holdout is not None: yield _evaluate(learner, task, 'holdout')
-        if learner.strange is not None: yield _measure_ood(learner, task)
+        if learner.holdout is not None:
+            yield _evaluate(learner, task, 'holdout')
+        if learner.strange is not None:
+            yield _measure_ood(learner, task)
         yield TaskEnded(learner.step, task)
 
 # %% ../../nbs/71_learner.ipynb #cb4c0d4a
 def learner_state(
-    learner:Learner,
-)->dict:  # tensors, numbers and plain containers only
+    learner: Learner,
+) -> dict:  # tensors, numbers and plain containers only
     "Take a copy of the state of a run; right after `StepDone` it is whole."
     parts = {name: part.state_dict() for name, part in _parts(learner).items()}
     place = {name: getattr(learner, name) for name in ('step', 'position', 'updates', 'skipped', 'turned')}
     augment = learner.method.view.generator
-    return copy.deepcopy(dict(parts, place=place, augment=augment and augment.get_state(), drift=[learner.drift.reference, learner.drift.last], passes=learner.passes.counts))
+    return copy.deepcopy(
+        dict(
+            parts,
+            place=place,
+            augment=augment and augment.get_state(),
+            drift=[learner.drift.reference, learner.drift.last],
+            passes=learner.passes.counts,
+        )
+    )
+
 
 def load_learner_state(
-    learner:Learner,  # made like the one whose state it was
-    state:dict,       # of `learner_state`
+    learner: Learner,  # made like the one whose state it was
+    state: dict,  # of `learner_state`
 ):
     "Go on where the state was taken."
-    turned = [(knob.step, knob.name, knob.value) for knob in learner.knobs[:len(state['place']['turned'])]]
+    turned = [(knob.step, knob.name, knob.value) for knob in learner.knobs[: len(state['place']['turned'])]]
     if turned != [(step, name, value) for step, _, name, value in state['place']['turned']]:
-        raise ValueError(f"knobs {state['place']['turned']} were turned in this state, {turned} are asked for: they must be the same up to step {state['place']['step']}")
-    for _, position, name, value in state['place']['turned']: turn(learner, name, value, position)
-    learner.knobs = learner.knobs[len(turned):]
-    for name, part in _parts(learner).items(): part.load_state_dict(state[name])
-    if state['augment'] is not None: learner.method.view.generator.set_state(state['augment'])
-    for name, value in state['place'].items(): setattr(learner, name, value)
+        raise ValueError(
+            f'knobs {state["place"]["turned"]} were turned in this state, {turned} are asked for: they must be the same up to step {state["place"]["step"]}'
+        )
+    for _, position, name, value in state['place']['turned']:
+        turn(learner, name, value, position)
+    learner.knobs = learner.knobs[len(turned) :]
+    for name, part in _parts(learner).items():
+        part.load_state_dict(state[name])
+    if state['augment'] is not None:
+        learner.method.view.generator.set_state(state['augment'])
+    for name, value in state['place'].items():
+        setattr(learner, name, value)
     learner.drift.reference, learner.drift.last = copy.deepcopy(state['drift'])
     learner.passes.counts = copy.deepcopy(state['passes'])
 
-def _parts(learner)->dict:
-    parts = dict(model=learner.method.model, optimizer=learner.optimizer, method=learner.method)  # memory and averages are the method's
+
+def _parts(learner) -> dict:
+    parts = dict(
+        model=learner.method.model, optimizer=learner.optimizer, method=learner.method
+    )  # memory and averages are the method's
     return parts if learner.scaler is None else dict(parts, scaler=learner.scaler)

@@ -19,48 +19,63 @@ from ..methods.method import Batch
 
 # %% ../../nbs/70_updates.ipynb #37e352c7
 def total_norm(
-    tensors,   # list of (*)
-)->float:      # 0 for none
+    tensors,  # list of (*)
+) -> float:  # 0 for none
     "Measure the Euclidean norm of several tensors together."
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).item() if tensors else 0.
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).item() if tensors else 0.0
 
 # %% ../../nbs/70_updates.ipynb #36f81111
 class NonFinite(FloatingPointError):
     "Say that a loss or its gradient is not a finite number."
 
+
 def update(
-    method,              # rule of the loss
-    optimizer,           # of the method's model
-    batch:Batch,         # rows of the stream
+    method,  # rule of the loss
+    optimizer,  # of the method's model
+    batch: Batch,  # rows of the stream
     gradient_clip=None,  # largest norm of the whole gradient; None: none
-    amp_dtype=None,      # torch.bfloat16 or torch.float16 for mixed precision; None: float32
-    scaler=None,         # torch.amp.GradScaler for float16
-    on_nonfinite='stop', # 'stop' raises; 'skip' leaves weights and clocks alone
-)->dict:                 # loss, grad_norm, replayed, accuracy, moved
+    amp_dtype=None,  # torch.bfloat16 or torch.float16 for mixed precision; None: float32
+    scaler=None,  # torch.amp.GradScaler for float16
+    on_nonfinite='stop',  # 'stop' raises; 'skip' leaves weights and clocks alone
+) -> dict:  # loss, grad_norm, replayed, accuracy, moved
     "Make one step of the optimizer."
     replayed = method.replayed
-    with torch.autocast(batch.images.device.type, amp_dtype, amp_dtype is not None): loss = method.loss(batch)
+    with torch.autocast(batch.images.device.type, amp_dtype, amp_dtype is not None):
+        loss = method.loss(batch)
     optimizer.zero_grad()
     (loss if scaler is None else scaler.scale(loss)).backward()
-    if scaler is not None: scaler.unscale_(optimizer)
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     weights = [p for group in optimizer.param_groups for p in group['params']]
     norm, value = total_norm([p.grad for p in weights if p.grad is not None]), loss.item()
     finite, overflow = math.isfinite(norm), scaler is not None and math.isfinite(value)
-    if not finite and not overflow and on_nonfinite == 'stop': raise NonFinite(
-        f'loss {value:.4g} with gradient norm {norm} on samples {batch.samples.tolist()}: must be finite; lower learning_rate, set gradient_clip, or skip with on_nonfinite: skip')
+    if not finite and not overflow and on_nonfinite == 'stop':
+        raise NonFinite(
+            f'loss {value:.4g} with gradient norm {norm} on samples {batch.samples.tolist()}: must be finite; lower learning_rate, set gradient_clip, or skip with on_nonfinite: skip'
+        )
     if finite:
         method.on_gradients()
-        if gradient_clip is not None: nn.utils.clip_grad_norm_(weights, gradient_clip)
+        if gradient_clip is not None:
+            nn.utils.clip_grad_norm_(weights, gradient_clip)
         optimizer.step() if scaler is None else scaler.step(optimizer)
         method.after_update()
-    if scaler is not None: scaler.update()
-    return dict(loss=value, grad_norm=norm, replayed=method.replayed-replayed, accuracy=method.right.mean().item(), moved=tuple(getattr(optimizer, 'moved', ('all',))) if finite else ())
+    if scaler is not None:
+        scaler.update()
+    return dict(
+        loss=value,
+        grad_norm=norm,
+        replayed=method.replayed - replayed,
+        accuracy=method.right.mean().item(),
+        moved=tuple(getattr(optimizer, 'moved', ('all',))) if finite else (),
+    )
 
 # %% ../../nbs/70_updates.ipynb #490865cb
 class Passes:
     "Count the images that go through a network and its copies."
-    def __init__(self,
-        *networks:nn.Module,  # the trained one, and copies made before
+
+    def __init__(
+        self,
+        *networks: nn.Module,  # the trained one, and copies made before
     ):
         self.phase, self.counts = 'train', {}  # phase -> [images passed forward, of these with a gradient]
         for network in networks:
@@ -68,68 +83,89 @@ class Passes:
             first.register_forward_pre_hook(self._hook())
 
     @contextmanager
-    def during(self,
+    def during(
+        self,
         phase,  # its name; None: nothing is counted
     ):
         "Count what happens inside a block under the name of a phase."
         before, self.phase = self.phase, phase
-        try: yield
-        finally: self.phase = before
+        try:
+            yield
+        finally:
+            self.phase = before
 
     def _hook(self):
         @torch.compiler.disable
         def count(module, inputs):  # a plain function: copies of the network share it
-            if self.phase is None: return
+            if self.phase is None:
+                return
             forward, backward = self.counts.get(self.phase, (0, 0))
             n = len(inputs[0])
-            self.counts[self.phase] = [forward+n, backward + n*torch.is_grad_enabled()]
+            self.counts[self.phase] = [forward + n, backward + n * torch.is_grad_enabled()]
+
         return count
 
 # %% ../../nbs/70_updates.ipynb #46f10b51
 class Flops(TorchDispatchMode):
     "Count the FLOPs of this thread inside the block (`torch.utils.flop_counter` hooks the modules of all threads)."
+
     def __init__(self):
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)): self.total += count(*args, **(kwargs or {}), out_val=out)
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
+
 def flops_per_image(
-    network:nn.Module,  # any; only its shapes matter
-    shape:tuple,        # (C, H, W) of an image
-)->tuple:               # FLOPs of a forward pass, FLOPs of the backward pass
+    network: nn.Module,  # any; only its shapes matter
+    shape: tuple,  # (C, H, W) of an image
+) -> tuple:  # FLOPs of a forward pass, FLOPs of the backward pass
     "Count the FLOPs of one image, without computing anything."
     ghost = deepcopy(network).to('meta').train()
     images = torch.zeros(2, *shape, device='meta')
-    with Flops() as forward: loss = ghost(images).sum()
-    with Flops() as backward: loss.backward()
-    return forward.total/2, backward.total/2
+    with Flops() as forward:
+        loss = ghost(images).sum()
+    with Flops() as backward:
+        loss.backward()
+    return forward.total / 2, backward.total / 2
 
 # %% ../../nbs/70_updates.ipynb #cb300bf4
 class Drift:
     "Measure how far levels have moved from a reference, and since the last measurement."
-    def __init__(self,
-        levels:dict,  # level's name -> list of parameters
+
+    def __init__(
+        self,
+        levels: dict,  # level's name -> list of parameters
     ):
         self.levels = levels
         self.reference, self.last = self._copy(), self._copy()
 
     @torch.no_grad()
-    def _copy(self): return {name: [p.clone() for p in weights] for name, weights in self.levels.items()}
+    def _copy(self):
+        return {name: [p.clone() for p in weights] for name, weights in self.levels.items()}
 
     def reset(self):
         "Take the present weights as the reference."
         self.reference = self._copy()
 
     @torch.no_grad()
-    def measure(self)->tuple:  # two dicts, level's name -> length relative to the reference's norm: of the drift; of the move since the last measurement
+    def measure(
+        self,
+    ) -> tuple:  # two dicts, level's name -> length relative to the reference's norm: of the drift; of the move since the last measurement
         "Give drift and move of each level."
         norms = {name: max(total_norm(weights), 1e-12) for name, weights in self.reference.items()}
-        drift, moves = ({name: total_norm(torch._foreach_sub(weights, since[name]))/norms[name] for name, weights in self.levels.items()}
-                        for since in (self.reference, self.last))
+        drift, moves = (
+            {
+                name: total_norm(torch._foreach_sub(weights, since[name])) / norms[name]
+                for name, weights in self.levels.items()
+            }
+            for since in (self.reference, self.last)
+        )
         for name, weights in self.levels.items():
-            if moves[name]: torch._foreach_copy_(self.last[name], weights)
+            if moves[name]:
+                torch._foreach_copy_(self.last[name], weights)
         return drift, moves
