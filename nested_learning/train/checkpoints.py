@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..core import write_atomic
-from .learner import Learner, learner_state
+from .learner import Learner
 
 # %% ../../nbs/73_checkpoints.ipynb #1876c7cb
 def list_checkpoints(
@@ -38,9 +38,9 @@ def save_checkpoint(
     **extra,  # what else a run needs to go on: numbers, strings, plain containers
 ) -> Path:  # the file
     "Write the state of a run; forget what is old."
-    path = Path(run_dir) / f'checkpoint-{learner.step:08}{"-task" if task_end else ""}.pt'
+    path = Path(run_dir) / f'checkpoint-{learner.steps:08}{"-task" if task_end else ""}.pt'
     with write_atomic(path) as part:
-        torch.save(dict(learner=learner_state(learner), **extra), part)
+        torch.save(dict(learner=learner.state_dict(), **extra), part)
     passing = [p for p in list_checkpoints(run_dir).values() if not p.stem.endswith('-task')]
     for old in passing[:-keep]:
         old.unlink()
@@ -73,9 +73,8 @@ def catch_signals():
         caught.append(number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    )
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:

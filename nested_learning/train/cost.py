@@ -14,9 +14,9 @@ from itertools import islice
 import torch
 
 from ..config.load import Config, ConfigError, load_config
-from .build import build, load_data
-from .learner import Learner, StepDone
+from .build import build
 from .counters import flops_per_image
+from .learner import Learner, StepDone
 
 # %% ../../nbs/75_cost.ipynb #4ad0b967
 def count_bytes(
@@ -36,17 +36,11 @@ def measure_bytes(
     "Count what is held beside the weights."
     method, optimizer = learner.method, learner.optimizer
     own = {name: part for name, part in method.state_dict().items() if name not in ('memory', 'averages')}
-    waiting = [
-        p
-        for g in optimizer.param_groups
-        if g.get('period', 1) > 1
-        for p in g['params']
-        if p not in optimizer.state
-    ]
-    size = lambda part: 0 if part is None else part.nbytes
+    slow = [p for group in optimizer.param_groups if group.get('period', 1) > 1 for p in group['params']]
+    waiting = [p for p in slow if p not in optimizer.state]
     return dict(
-        memory_bytes=size(method.memory),
-        averages_bytes=size(method.averages),
+        memory_bytes=0 if learner.memory is None else learner.memory.nbytes,
+        averages_bytes=0 if learner.averages is None else learner.averages.nbytes,
         method_bytes=count_bytes(own),
         optimizer_bytes=count_bytes(optimizer.state_dict()) + 4 * sum(p.numel() for p in waiting),
     )
@@ -57,7 +51,7 @@ def measure_flops(
 ) -> dict:  # images and FLOPs so far
     "Count passes and FLOPs of training and of evaluation."
     with learner.passes.during(None):
-        f, b = flops_per_image(learner.method.model, tuple(learner.test.batch([0]).shape[1:]))
+        f, b = flops_per_image(learner.model, tuple(learner.test.batch([0]).shape[1:]))
     counts = {name: learner.passes.counts.get(name, (0, 0)) for name in ('train', 'evaluate')}
     backward = sum(with_gradient for _, with_gradient in counts.values())
     looked = counts['evaluate'][0] - counts['evaluate'][1]
@@ -75,35 +69,32 @@ def measure_cost(
     seconds: dict,  # wall and processor time by phase
 ) -> dict:  # counts, FLOPs, bytes and seconds
     "Count what a run has cost."
-    method, rows, flops, held = (
-        learner.method,
-        len(learner.stream),
-        measure_flops(learner),
-        measure_bytes(learner),
-    )
-    weights = sum(p.nbytes for p in method.model.parameters())
-    cuda = learner.device.type == 'cuda'
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    )
+    rows, flops = len(learner.stream), measure_flops(learner)
+    weights = list(learner.model.parameters())
     return dict(
         rows=rows,
-        updates=learner.step,
+        updates=learner.steps,
         skipped=learner.skipped,
-        replayed=method.replayed,
-        updates_per_row=learner.step / rows,
+        replayed=learner.replayed,
+        updates_per_row=learner.steps / rows,
         views_per_row=flops['backward'] / rows,
         forwards_per_row=flops['forward'] / rows,
         train_flops=flops['train_flops'],
         evaluate_flops=flops['evaluate_flops'],
-        parameters=sum(p.numel() for p in method.model.parameters()),
-        weights_bytes=weights,
-        **held,
-        peak_bytes=peak,
+        parameters=sum(p.numel() for p in weights),
+        weights_bytes=sum(p.nbytes for p in weights),
+        **measure_bytes(learner),
+        peak_bytes=_peak_bytes(learner.device),
         seconds=seconds,
     )
+
+
+def _peak_bytes(device: torch.device) -> int:
+    "Give the most memory that was held at once: of the GPU, or of this process."
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 # %% ../../nbs/75_cost.ipynb #881e3d13
 def match_budget(
@@ -115,45 +106,44 @@ def match_budget(
     "Give a configuration the budget of another."
     if by not in ('flops', 'bytes'):
         raise ValueError(f"by = {by!r}: must be 'flops' or 'bytes'")
-    own, other = (_probe(c, steps) for c in (config, reference))
+    own, other = _probe(config, steps), _probe(reference, steps)
     if by == 'flops':
         updates = reference.training.updates_per_batch * other['flops'] / own['flops']
-        return _change(config, 'training', updates_per_batch=float(f'{updates:.4g}'))
+        return load_config(config, updates_per_batch=float(f'{updates:.4g}'))
+    return load_config(config, memory_size=_images_for(config, own, other))
+
+
+def _images_for(config: Config, own: dict, other: dict) -> int:
+    "Count the images that bring a method's bytes to those of another."
+    method = config.continual_learning.method
     if not own['memory_bytes']:
         raise ConfigError(
-            f'continual_learning.method = {config.continual_learning.method}: has no memory that could take up bytes; match it by flops'
+            f'continual_learning.method = {method}: has no memory that could take up bytes; match it by flops'
         )
-    each, rest = (
-        own['memory_bytes'] / own['capacity'],
-        sum(v for k, v in own.items() if k.endswith('_bytes') and k != 'memory_bytes'),
-    )
-    images = int((sum(v for k, v in other.items() if k.endswith('_bytes')) - rest) // each)
+    each = own['memory_bytes'] / own['capacity']
+    rest = _held_bytes(own) - own['memory_bytes']
+    images = int((_held_bytes(other) - rest) // each)
     if images < 1:
         raise ConfigError(
-            f'continual_learning.memory_size = {images}: {config.continual_learning.method} already holds more than the reference without any memory'
+            f'continual_learning.memory_size = {images}: {method} already holds more than the reference '
+            'without any memory'
         )
-    return _change(config, 'continual_learning', memory_size=images)
+    return images
+
+
+def _held_bytes(measured: dict) -> int:
+    return sum(value for name, value in measured.items() if name.endswith('_bytes'))
 
 
 def _probe(config: Config, steps: int) -> dict:
     "Measure the FLOPs of an update, and the bytes held."
-    data, config = load_data(config)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # whoever runs the configuration will hear them
-        learner = build(config, data)
+        warnings.simplefilter('ignore')  # the run itself will warn
+        learner = build(config)
     done = (event for event in learner.run() if isinstance(event, StepDone))
     for _ in islice(done, 2):
         pass
     before = measure_flops(learner)['train_flops']
     made = sum(1 for _ in islice(done, steps - 2))
-    return dict(
-        flops=(measure_flops(learner)['train_flops'] - before) / made,
-        capacity=getattr(learner.method.memory, 'capacity', 0),
-        **measure_bytes(learner),
-    )
-
-
-def _change(config: Config, section: str, **values) -> Config:
-    sections = config.model_dump(mode='json')
-    sections[section].update(values)
-    return load_config(**sections)
+    flops = (measure_flops(learner)['train_flops'] - before) / made
+    return dict(flops=flops, capacity=getattr(learner.memory, 'capacity', 0), **measure_bytes(learner))

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['KNOBS', 'set_periods', 'set_level_rates', 'set_rate', 'in_groups', 'in_loop', 'in_stream', 'set_replay',
-           'set_windows', 'no_levels', 'no_replay', 'no_averages', 'fixed_stream', 'always', 'Knob']
+           'set_windows', 'no_levels', 'no_replay', 'no_averages', 'fixed_stream', 'nothing_to_check', 'check_ratio',
+           'always', 'Knob']
 
-# %% ../../nbs/71_knobs.ipynb #bb4e194f
+# %% ../../nbs/71_knobs.ipynb #08889f9c
 from dataclasses import dataclass, replace
 from typing import Callable
 
 from ..stream.stream import replan
 
-# %% ../../nbs/71_knobs.ipynb #c5757036
+# %% ../../nbs/71_knobs.ipynb #9844017a
 def set_periods(learner, value, shown: int):
     "Give each level another period [steps]."
     for group, period in zip(learner.optimizer.param_groups, value):
@@ -68,7 +69,7 @@ def set_windows(learner, value, shown: int):
     "Give each running average another window."
     learner.averages.windows = tuple(value['windows'])
 
-# %% ../../nbs/71_knobs.ipynb #f19091f6
+# %% ../../nbs/71_knobs.ipynb #d843d62c
 def no_levels(config) -> str:
     "Say why a run has no levels."
     nested = config.training.optimizer == 'NestedOptimizer'
@@ -93,11 +94,24 @@ def fixed_stream(config) -> str:
     )
 
 
+def nothing_to_check(learner, value):
+    "Accept any value that the configuration accepts."
+
+
+def check_ratio(key: str) -> Callable:  # (learner, value): raises where the rest cannot be laid out
+    "Make a function that tries to lay out the rest of the stream with another ratio."
+
+    def check(learner, value):
+        replan(learner.stream, learner.shown, learner.stream.seed, **{key: value})
+
+    return check
+
+
 def always(config) -> str:
     "Give no reason: the knob can always be set."
     return ''
 
-# %% ../../nbs/71_knobs.ipynb #09c0dc6e
+# %% ../../nbs/71_knobs.ipynb #378141f3
 @dataclass(frozen=True)
 class Knob:
     "Everything about a key that may change in the middle of a run."
@@ -108,6 +122,7 @@ class Knob:
     label: str = ''  # what is written beside the control; {level} and {number} are filled in
     tip: str = ''  # one sentence on what it means
     choices: tuple = ()  # of a choice
+    check: Callable = nothing_to_check  # (learner, value): raises where the run cannot take a valid value
 
 
 KNOBS = {
@@ -117,6 +132,7 @@ KNOBS = {
         'ratio',
         'blur, next task [%]',
         'share of a window that comes early from the next task',
+        check=check_ratio('blur_ratio'),
     ),
     'other_task_ratio': Knob(
         in_stream('other_task_ratio'),
@@ -124,6 +140,7 @@ KNOBS = {
         'ratio',
         'recurrence, past [%]',
         'share of a window that was held back from past tasks',
+        check=check_ratio('other_task_ratio'),
     ),
     'ood_ratio': Knob(
         in_stream('ood_ratio'),
@@ -131,6 +148,7 @@ KNOBS = {
         'ratio',
         'OOD, no task [%]',
         'share of a window that belongs to no task',
+        check=check_ratio('ood_ratio'),
     ),
     'periods': Knob(
         set_periods,

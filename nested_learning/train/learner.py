@@ -232,7 +232,8 @@ class Learner:
         self.loop = loop
         self.fetch = fetch
         self.lay_out(stream)
-        self.splits = dict(test=test, holdout=holdout)
+        self.test = test
+        self.holdout = holdout
         self.ood_test = ood_test
         self.steps = 0  # updates done, those skipped included
         self.position = 0  # rows of the stream that are done with
@@ -362,9 +363,9 @@ class Learner:
             if self.method.needs_boundaries:
                 self.method.end_task()
             self.drift.reset()
-            for split in ('test', 'holdout'):
-                if self.splits[split] is not None:
-                    yield self.evaluate(task, split)
+            yield self.evaluate(task, 'test')
+            if self.holdout is not None:
+                yield self.evaluate(task, 'holdout')
             if self.ood_test is not None:
                 yield self._measure_ood(task)
             yield TaskEnded(self.steps, task)
@@ -378,7 +379,8 @@ class Learner:
         classes, domains = self.stream.task_classes, self.stream.domains
         begun = len(classes) if self.stream.config.schedule == 'iid' else task + 1
         tasks = range(len(classes)) if self.loop.all_tasks or split == 'holdout' else [task]
-        readouts, view, images = self.method.readout(), self.method.view, self.splits[split]
+        readouts, view = self.method.readout(), self.method.view
+        images = self.test if split == 'test' else self.holdout
         with self.passes.during('evaluate'):
             if domains is None:
                 return Evaluated(
@@ -394,9 +396,7 @@ class Learner:
         "Compare test images of the tasks begun with out-of-distribution ones."
         classes = [c for t in self.stream.task_classes[: task + 1] for c in t]
         with self.passes.during('evaluate'):
-            scores = evaluate_ood(
-                self.method.readout(), self.splits['test'], self.ood_test, self.method.view, classes
-            )
+            scores = evaluate_ood(self.method.readout(), self.test, self.ood_test, self.method.view, classes)
         return OodMeasured(self.steps, task, scores)
 
     def set(
