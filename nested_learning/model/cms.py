@@ -222,7 +222,7 @@ class SubLayer(nn.Sequential):
 
 # %% ../../nbs/30_cms.ipynb #ece4aa75
 class CMSBlock(nn.Module):
-    "Join one gated residual sub-layer per level, as a chain or a sum (Behrouz et al. 2025, eq. 70, 72 and 74)."
+    "Join a gated residual sub-layer per level, as chain or sum (Behrouz et al. 2025, eq. 70, 72 and 74)."
 
     def __init__(
         self,
@@ -266,7 +266,8 @@ class CMSBlock(nn.Module):
             )
         if not 0 <= self.reset_rate <= 1:
             raise ValueError(
-                f'reset_rate = {self.reset_rate}: must lie in [0, 1], the share of the way to the present weights'
+                f'reset_rate = {self.reset_rate}: must lie in [0, 1], the share of the way to the present '
+                'weights'
             )
 
     def forward(
@@ -292,11 +293,12 @@ class CMSBlock(nn.Module):
         self,
         level: int,  # the slowest that has moved; 0 is the fastest
     ) -> None:
-        "Put all faster levels back to their initial states, if the block resets (eq. 72; Nichol et al. 2018)."
+        "Put all faster levels back to their initial states, if the block resets (eq. 72)."
         check_count('level', level, least=0)
         if level >= len(self.layers):
             raise ValueError(
-                f'level = {level}: must be less than {len(self.layers)}, the number of levels; 0 is the fastest'
+                f'level = {level}: must be less than {len(self.layers)}, the number of levels; '
+                '0 is the fastest'
             )
         if self.reset is None:
             return
