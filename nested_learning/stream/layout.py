@@ -24,30 +24,18 @@ _OPTION_NAMES = ('disjoint_ratio', 'width', 'domains', 'path')  # fields that on
 class StreamConfig:
     "Say what a stream is made of."
 
-    # [tasks] $T$; None = 5, or as many as `domains` or a table has
-    num_tasks: int | None = None
-    # classes that each task adds, on average in 'si-blurry'; None = 2, all in 'domain', those of a table
-    classes_per_task: int | None = None
-    # share of a window from the next task, or of a blurry class that moves; None = 0.1, or 0 where no blur
-    blur_ratio: float | None = None
-    # share held back from all past tasks (recurrence); None = 0.05 or 0
-    other_task_ratio: float | None = None
-    # share that belongs to no task; None = 0.05 or 0
-    ood_ratio: float | None = None
-    # a key of `ALLOWED`
-    schedule: str = 'blurry'
-    # classes in the order of the tasks, maybe a part of all; None draws one by the seed
-    class_order: tuple | None = None
-    # label of OOD rows: a wrong one ('label_noise'), or -1 ('reject', 'ignore')
-    ood_policy: str = 'label_noise'
-    # share of the classes that come in one task only ('i-blurry', 'si-blurry'); None = 0.5
-    disjoint_ratio: float | None = None
-    # [tasks] standard deviation of the time of a class ('gradual'); None = 0.5
-    width: float | None = None
-    # a name of `transforms.DOMAINS` for each task ('domain'); None = the first ones
-    domains: tuple | None = None
-    # .parquet, .csv or .json file ('table')
-    path: str | None = None
+    num_tasks: int | None = None  # [tasks] $T$; None = 5, or as many as `domains` or a table has
+    classes_per_task: int | None = None  # on average in 'si-blurry'; None = 2, all in 'domain', or a table's
+    blur_ratio: float | None = None  # share of the next task, or that blurry classes move; None = 0.1 or 0
+    other_task_ratio: float | None = None  # share held back from past tasks (recurrence); None = 0.05 or 0
+    ood_ratio: float | None = None  # share that belongs to no task; None = 0.05 or 0
+    schedule: str = 'blurry'  # a key of `ALLOWED`
+    class_order: tuple | None = None  # all classes or some, in the order of the tasks; None draws one
+    ood_policy: str = 'label_noise'  # label of OOD rows: a wrong one, or -1 ('reject', 'ignore')
+    disjoint_ratio: float | None = None  # share of classes in one task only (i-, si-blurry); None = 0.5
+    width: float | None = None  # [tasks] standard deviation of a class's time ('gradual'); None = 0.5
+    domains: tuple | None = None  # a name of `transforms.DOMAINS` for each task; None = the first ones
+    path: str | None = None  # .parquet, .csv or .json file ('table')
 
     def __post_init__(self):
         if self.schedule not in ALLOWED:
@@ -160,7 +148,7 @@ class StreamConfig:
 def _spread(
     supply: float,  # rows to share out
     most: np.ndarray,  # (W,) what each window can take, whole numbers
-    usual: np.ndarray,  # (W,) proportions for the windows after the first, those that fill up first in front
+    usual: np.ndarray,  # (W,) proportions after the first window; those that fill up first in front
 ) -> np.ndarray:  # (W,) int64 rows
     "Share out up to `supply` rows over windows."
     out, rest = np.zeros(len(most)), supply
@@ -261,7 +249,7 @@ def allocate(
     first: int,  # task of the first window to lay out
     ratios: tuple,  # blur, recurrence, ood
     begun: bool = False,  # is some of that window shown? What is left of it may then fall short
-    owed: float = 0.0,  # rows of the past that the part shown lacks; made up for while finished tasks hold any
+    owed: float = 0.0,  # rows of the past that the part shown lacks; finished tasks make up for it
 ) -> tuple:  # (T, W) rows of each task in each window, (W,) OOD rows
     "Find quotas that are exact shares of the windows, to one row."
     T, t = len(left), np.arange(first, len(left))
