@@ -249,7 +249,7 @@ def allocate(
     first: int,  # task of the first window to lay out
     ratios: tuple,  # blur, recurrence, ood
     begun: bool = False,  # is some of that window shown? What is left of it may then fall short
-    owed: float = 0.0,  # rows of the past that the part shown lacks; made up for while finished tasks hold any
+    owed: float = 0.0,  # rows of the past that the part shown lacks; finished tasks make up for it
 ) -> tuple:  # (T, W) rows of each task in each window, (W,) OOD rows
     "Find quotas that are exact shares of the windows, to one row."
     T, t = len(left), np.arange(first, len(left))
