@@ -1,7 +1,9 @@
-"""Kill a run at chosen points, take it up again, and compare it with one that was never stopped: `python tests/kills.py [--each 5]`.
+"""Kill a run at chosen points, take it up again, and compare it with one that was never stopped:
+`python tests/kills.py [--each 5]`.
 
-Six kinds of points: before a step, inside one (after the backward pass), after one, while a checkpoint is written, while it is renamed,
-and while the network is evaluated. Each is struck by SIGKILL at five places of a run over digits, for two methods."""
+Six kinds of points: before a step, inside one (after the backward pass), after one, while a checkpoint is
+written, while it is renamed, and while the network is evaluated. Each is struck by SIGKILL at five places of a
+run over digits, for two methods."""
 
 import argparse
 import io
@@ -32,7 +34,7 @@ POINTS = {  # kind -> how many times it happens before the kill
     'renaming a checkpoint': (4, 1, 6, 10, 12),
     'evaluating': (4, 1, 2, 3, 5),
 }
-METHODS = {'nested_consolidated': {}, 'der_pp': {'use_nested_learning': False}}
+METHODS = ('nested_consolidated', 'der_pp')
 SMALL = dict(
     image_size=[16, 16],
     base_channels=4,
@@ -100,7 +102,7 @@ def prepare(kind, count):
         die()
 
     if kind == 'before a step':
-        strike(nested_learning.train.learner, 'update', count, before=kill)
+        strike(nested_learning.train.learner, 'forward', count, before=kill)
     elif kind == 'inside a step':
         strike(torch.Tensor, 'backward', count, after=kill)
     elif kind == 'evaluating':
@@ -128,7 +130,7 @@ def in_child(task):
 
 
 def configuration(method, run_dir):
-    return load_config(**{**SMALL, **METHODS[method]}, method=method, run_dir=str(run_dir))
+    return load_config(**SMALL, method=method, run_dir=str(run_dir))
 
 
 def check_same(run_dir, whole_dir):
@@ -146,6 +148,20 @@ def check_same(run_dir, whole_dir):
     }
 
 
+def survives(method, kind, count, place, whole):
+    "Kill a run, resume it, compare it; say how it went."
+    ended = in_child(
+        lambda: run(configuration(method, place), listeners=prepare(kind, count), progress=False)
+    )
+    killed = ended == -signal.SIGKILL
+    same = killed and in_child(lambda: resume(place, progress=False)) == 0
+    same = same and in_child(lambda: check_same(place, whole)) == 0
+    how = 'killed' if killed else f'ended with {ended}'
+    then = 'resumed to the same' if same else 'NOT the same'
+    print(f'{method:20} {kind:22} {count:4}  {how}, {then}', flush=True)
+    return same
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--each', type=int, default=5, help='places for each kind of point, 1 to 5')
@@ -160,18 +176,7 @@ def main():
             for kind, counts in POINTS.items():
                 for count in counts[: asked.each]:
                     place = Path(folder) / f'{method}-{kind}-{count}'.replace(' ', '-')
-                    ended = in_child(
-                        lambda: run(configuration(method, place), prepare(kind, count), progress=False)
-                    )
-                    again = (
-                        in_child(lambda: resume(place, progress=False)) if ended == -signal.SIGKILL else None
-                    )
-                    right = again == 0 and in_child(lambda: check_same(place, whole)) == 0
-                    failed += not right
-                    print(
-                        f'{method:20} {kind:22} {count:4}  {"killed" if ended == -signal.SIGKILL else f"ended with {ended}"}, {"resumed to the same" if right else "NOT the same"}',
-                        flush=True,
-                    )
+                    failed += not survives(method, kind, count, place, whole)
     print('all the same' if not failed else f'{failed} not the same')
     sys.exit(failed > 0)
 

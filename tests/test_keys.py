@@ -1,4 +1,6 @@
-"Every configuration key has an effect: the schema is walked, each key is changed in a small run, and what it is there for must differ."
+"Every configuration key has an effect: the schema is walked, each key is changed in a small run, and what"
+
+'it is there for must differ.'
 
 import contextlib
 import itertools
@@ -36,8 +38,9 @@ GROUPS = {
     'continual_learning.stream_options': StreamOptions,
 }
 
-# key -> what must differ, the new value, what else both runs need. 'weights', 'stream', 'rows' (of any table), 'cost', 'files', 'summary',
-# 'refused' (the data set disagrees), 'place' (where things are), 'split' (how images are held). Nothing but the first three may change weights.
+# key -> what must differ, the new value, what else both runs need. Kinds: 'weights', 'stream', 'rows' (of any
+# table), 'cost', 'files', 'summary', 'refused' (the data set disagrees), 'place' (where things are),
+# 'split' (how images are held). Nothing but the first three may change weights.
 EFFECTS = {
     'model.network': ('weights', 'slim_resnet18', dict(base_channels=4)),
     'model.use_nested_learning': ('weights', False, {}),
@@ -201,9 +204,7 @@ def go(tmp_path_factory, pictures):
 @contextlib.contextmanager
 def quiet():
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            'ignore'
-        )  # small runs are warned about: levels that hardly move, a memory as large as the stream
+        warnings.simplefilter('ignore')  # small runs warn: levels hardly move, the memory holds the stream
         yield
 
 
@@ -222,6 +223,10 @@ def merged(others, change):
             for k, v in change.items()
         },
     }
+
+
+def files_of(run):
+    return {path.name for path in run.dir.iterdir()}
 
 
 PLAIN = [
@@ -252,14 +257,13 @@ def test_effect(key, go, tmp_path, pictures):
     else:
         change = nested(key, value)
     before, after = go(**others), go(**merged(others, change))
-    files = lambda r: {p.name for p in r.dir.iterdir()}
     same = before.weights_hash == after.weights_hash
     if effect in ('weights', 'averages'):
         assert not same
     elif effect == 'stream':
         assert before.info['stream_hash'] != after.info['stream_hash']
     elif effect == 'files':
-        assert files(before) != files(after) and same
+        assert files_of(before) != files_of(after) and same
     elif effect == 'summary':
         assert list(before.summary().index) != list(after.summary().index) and same
     else:
@@ -283,10 +287,10 @@ def test_refused(key, go, tmp_path, pictures):
             (bad / picture.parent.name / picture.name).write_bytes(picture.read_bytes())
         (bad / 'class0/0.png').write_bytes(b'no picture')
         allowed = load_config(**{**SMALL, **needs}, data_dir=str(bad), dataset_options={'max_bad': 0.5})
-        assert load_data(allowed)[0].skipped
+        assert load_data(allowed).skipped
         needs = dict(needs, data_dir=str(bad))
     with pytest.raises((ConfigError, ValueError)), quiet():
-        build(*reversed(load_data(load_config(**merged({**SMALL, **needs}, nested(key, value))))))
+        build(load_config(**merged({**SMALL, **needs}, nested(key, value))))
 
 
 def test_the_others(go, tmp_path, pictures, monkeypatch):
@@ -303,7 +307,7 @@ def test_the_others(go, tmp_path, pictures, monkeypatch):
 
     def learner(**keys):
         with quiet():
-            return build(*reversed(load_data(load_config(**{**SMALL, **keys}))))
+            return build(load_config(**{**SMALL, **keys}))
 
     assert learner(**CNN, gradient_checkpointing=True).method.model.stages[0].layers[0].checkpointing
     assert (
@@ -313,9 +317,8 @@ def test_the_others(go, tmp_path, pictures, monkeypatch):
     lazy = dict(dataset_name='ImageFolder', data_dir=str(pictures), num_tasks=2, batch_size=4)
 
     def split(**keys):
-        train = load_data(load_config(**{**SMALL, **lazy, 'dataset_options': {'in_memory': False}, **keys}))[
-            0
-        ].train
+        config = load_config(**{**SMALL, **lazy, 'dataset_options': {'in_memory': False}, **keys})
+        train = load_data(config).train
         return getattr(train, 'split', train)
 
     assert (

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from nested_learning.config.components import find, table
 from nested_learning.config.load import load_config
-from nested_learning.config.schema import METHODS, REPLAYING
 from nested_learning.core import hash_tensors
 from nested_learning.measure.metrics import mean_interval
 from nested_learning.runs.experiment import run
-from nested_learning.train.build import build, load_data
+from nested_learning.train.build import build
 
 SMALL = dict(
     network='mlp',
     base_channels=8,
-    use_nested_learning=False,
     inner='SGD',
     learning_rate=0.05,
     memory_size=60,
@@ -37,7 +36,7 @@ def learner(method, **keys):
     options = dict(method_options={'epochs': 2}) if method == 'gdumb' else {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return build(*reversed(load_data(load_config(**{**SMALL, **options, **keys}, method=method))))
+        return build(load_config(**{**SMALL, **options, **keys}, method=method))
 
 
 def answers(learner):
@@ -47,7 +46,7 @@ def answers(learner):
     return [hash_tensors(module.state_dict()) for module in learner.method.readout().values()]
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', table('method'))
 def test_looking_and_boundaries(method):
     "Evaluating more often changes nothing; nor do the tasks' ends for a method that does not ask for them."
     plain = answers(learner(method))
@@ -58,26 +57,24 @@ def test_looking_and_boundaries(method):
     assert (answers(renamed) == plain) == (not renamed.method.needs_boundaries)
 
 
-@pytest.mark.parametrize('method', REPLAYING)
+@pytest.mark.parametrize('method', [m for m in table('method') if find('method', m).needs_memory])
 def test_memory_holds_the_stream_only(method):
     done = learner(method)
     shown = set(done.stream.table['sample'])
     for _ in done.run():
-        assert len(done.method.memory) <= 60
-    _, labels, samples = done.method.memory.take(range(len(done.method.memory)))[:3]
+        assert len(done.memory) <= 60
+    _, labels, samples = done.memory.take(range(len(done.memory)))[:3]
     assert set(samples.tolist()) <= shown and (labels >= 0).all()
     held_out = set(done.holdout.indices.tolist())
     assert not {done.batches.fetch.split.indices[s] for s in samples.tolist() if s >= 0} & held_out
 
 
 def accuracy(method, seed, folder):
-    plain = dict(use_nested_learning=False) if method in METHODS else {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         done = run(
             load_config(
                 ROOT / 'nbs/runs/configs/digits.yaml',
-                **plain,
                 method=method,
                 seed=seed,
                 run_dir=f'{folder}/{method}-{seed}',
@@ -95,7 +92,8 @@ def test_golden_accuracy_of_replay(tmp_path):
 
 @pytest.mark.slow
 def test_golden_accuracies(tmp_path):
-    "Three seeds of every method, within five points of the committed results or what seeds differ by: kinds of machine round differently."
+    "Three seeds of every method, within five points of the committed results or what seeds differ by:"
+    'kinds of machine round differently.'
     jobs = [(method, seed) for method in RESULTS['methods'] for seed in (0, 1, 2)]
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path] * len(jobs))))
@@ -121,11 +119,18 @@ warnings.simplefilter('ignore')
 from nested_learning.config.load import load_config
 from nested_learning.runs.experiment import run
 from nested_learning.train.learner import StepDone
+
 page, seen = os.sysconf('SC_PAGE_SIZE'), {}
+
 def resident(event):
-    if isinstance(event, StepDone) and event.step in (5000, 100000): seen[event.step] = page*int(open('/proc/self/statm').read().split()[1])
-run(load_config(network='mlp', base_channels=8, use_nested_learning=False, inner='SGD', learning_rate=1e-4, memory_size=50, batch_size=50, updates_per_batch=3572,
-    device='cpu', threads=1, run_dir=sys.argv[1]), [resident], progress=False)
+    if isinstance(event, StepDone) and event.step in (5000, 100000):
+        seen[event.step] = page * int(open('/proc/self/statm').read().split()[1])
+
+config = load_config(
+    method='er', network='mlp', base_channels=8, inner='SGD', learning_rate=1e-4, memory_size=50, batch_size=50,
+    updates_per_batch=3572, device='cpu', threads=1, run_dir=sys.argv[1],
+)
+run(config, listeners=[resident], progress=False)
 print(seen[5000], seen[100000])
 """
 

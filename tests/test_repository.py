@@ -1,4 +1,6 @@
-"What notebooks cannot check about themselves: export, cleanliness, order of imports, examples, sizes, layout."
+"What notebooks cannot check about themselves: export, cleanliness, order of imports, examples, sizes,"
+
+'layout.'
 
 import ast
 import re
@@ -8,11 +10,11 @@ from pathlib import Path
 
 from conftest import ROOT
 
+import nested_learning
 from nested_learning.config.load import load_config, parameters_cell
 
-TOP = set(
-    'nbs nested_learning tests settings.ini setup.py README.md _quarto.yml LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff'.split()
-)
+TOP = {'nbs', 'nested_learning', 'tests', 'settings.ini', 'setup.py', 'README.md', '_quarto.yml'}
+TOP |= {'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff'}
 
 
 def none(problems, advice=''):
@@ -23,13 +25,17 @@ def run_nbdev(command, clone):
     subprocess.run([Path(sys.executable).with_name(command)], cwd=clone, check=True, capture_output=True)
 
 
+def source_of(module):
+    return (ROOT / f'nested_learning/{module.replace(".", "/")}.py').read_text(encoding='utf-8')
+
+
 def contents(folder, pattern):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob(pattern)}
 
 
 def test_export_in_sync(clone):
     before = contents(clone / 'nested_learning', '**/*.py')
-    for path in clone.glob('nested_learning/**/*.py'):
+    for path in clone.glob('nested_learning/*/**/*.py'):
         path.unlink()
     run_nbdev('nbdev_export', clone)
     after = contents(clone / 'nested_learning', '**/*.py')
@@ -56,23 +62,51 @@ def test_top_level(files):
 
 
 def test_sizes(notebooks):
+    sizes = {path: (ROOT / 'nbs' / path).stat().st_size for path in notebooks}
     none(
-        [
-            f'{path}: {size} bytes'
-            for path in notebooks
-            if (size := (ROOT / 'nbs' / path).stat().st_size) > 300_000
-        ],
+        [f'{path}: {size} bytes' for path, size in sizes.items() if size > 300_000],
         'thin out the saved outputs',
     )
-    none(
-        [
-            f'{path}: {n} lines: {cell.source[:60]!r}'
-            for path, cells in notebooks.items()
-            for cell in cells
-            if cell.exported and (n := len(cell.source.splitlines())) > 45
-        ],
-        'split the exported cell',
-    )
+
+
+def test_style():
+    "One style for notebooks and tests: .ruff.toml."
+    ruff = Path(sys.executable).with_name('ruff')
+    for command in (['check'], ['format', '--check']):
+        done = subprocess.run([ruff, *command, '.'], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_functions_are_short_enough_to_read(modules):
+    "No function of about thirty lines of body, no assignment to more than three names at once."
+    wrong = []
+    for name in modules.values():
+        for node in ast.walk(ast.parse(source_of(name))):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                if node.end_lineno - first.lineno >= 32:
+                    wrong.append(f'{name}.{node.name}: {node.end_lineno - first.lineno + 1} lines of body')
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                if len(node.targets[0].elts) > 3:
+                    wrong.append(
+                        f'{name}, line {node.lineno}: assigns {len(node.targets[0].elts)} names at once'
+                    )
+    none(wrong, 'give a step a name of its own')
+
+
+def test_public_names():
+    "The names of `import nested_learning as nl` stay fixed, and importing it is light."
+    names = (
+        'run resume fork load_config Config make_stream StreamConfig Stream load_dataset Dataset '
+        'NestedLearningNetwork '
+        'PlainNetwork CMSBlock assign_levels NestedOptimizer Consolidation Memory Method ER Learner Run '
+        'Store load_model '
+        'predict Cockpit metrics plots'
+    ).split()
+    code = 'import sys, nested_learning as nl\nassert not {"torch", "pandas"} & {*sys.modules}\nprint(*nl.__all__)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == names, done.stdout + done.stderr
+    none([name for name in names if not hasattr(nested_learning, name)])
 
 
 def test_title_cells(notebooks):
@@ -127,12 +161,10 @@ def imported(name, tree):
 
 
 def test_imports_run_one_way(modules):
-    "A module imports only modules whose notebooks have a lower number; then there is no cycle, and packages follow their decades."
+    "A module imports only modules whose notebooks have a lower number; then there is no cycle, and"
+    'packages follow their decades.'
     names = list(modules.values())
-    trees = {
-        name: ast.parse((ROOT / f'nested_learning/{name.replace(".", "/")}.py').read_text(encoding='utf-8'))
-        for name in names
-    }
+    trees = {name: ast.parse(source_of(name)) for name in names}
     wrong = [
         f'{name} imports {other}'
         for i, name in enumerate(names)
@@ -185,7 +217,8 @@ def test_every_export_has_an_example(notebooks, modules):
 
 
 def test_parameters(notebooks):
-    "Each papermill notebook has one cell of parameters, each on a line with its type, its default and a comment."
+    "Each papermill notebook has one cell of parameters, each on a line with its type, its default and a"
+    'comment.'
     runs = {path: cells for path, cells in notebooks.items() if path.startswith('runs/')}
     assert runs
     for path, cells in runs.items():

@@ -7,6 +7,7 @@ __all__ = ['count_correct', 'evaluate', 'Transformed', 'evaluate_ood']
 
 # %% ../../nbs/63_evaluation.ipynb #12c7cf2b
 import math
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from ..core import forked_random
 from .metrics import false_accept, ood_auroc
 from ..methods.method import confidence
+from ..optim.averages import evaluating
 
 # %% ../../nbs/63_evaluation.ipynb #fbf1c031
 def count_correct(
@@ -22,15 +24,15 @@ def count_correct(
     tasks: torch.Tensor,  # (B,) int64, the task of each label
     class_masks: torch.Tensor,  # (T, K) bool, which classes belong to a task
     begun: torch.Tensor,  # (T,) bool, tasks begun so far
-) -> torch.Tensor:  # (3, T) int64: images right in class-IL, right in task-IL, and all
-    "Count what is right in both readings of the same logits."
+) -> torch.Tensor:  # (3, T) int64: images correct in class-IL, correct in task-IL, and all
+    "Count what is correct in both readings of the same logits."
     seen = class_masks[begun].any(0)
     class_il = logits.masked_fill(~seen, -math.inf).argmax(1) == labels
     task_il = logits.masked_fill(~class_masks[tasks], -math.inf).argmax(1) == labels
+    everything = torch.ones_like(task_il)
     T = len(class_masks)
-    return torch.stack(
-        [torch.bincount(tasks[right], minlength=T) for right in (class_il, task_il, torch.ones_like(task_il))]
-    )
+    counts = [torch.bincount(tasks[counted], minlength=T) for counted in (class_il, task_il, everything)]
+    return torch.stack(counts)
 
 # %% ../../nbs/63_evaluation.ipynb #d5705495
 @torch.no_grad()
@@ -44,47 +46,74 @@ def evaluate(
     batch_size: int = 500,  # images per forward pass
 ) -> tuple:  # of dicts: task, readout, class_il, task_il, n
     "Measure class-IL and task-IL accuracy of each task and read-out."
-    T, tasks = len(task_classes), range(len(task_classes)) if tasks is None else tasks
-    task_of = np.full(int(split.labels.max()) + 1, -1)
-    for t in tasks:
-        task_of[[c for c in task_classes[t] if c < len(task_of)]] = t
-    indices = np.flatnonzero(np.isin(task_of[split.labels], list(tasks)))
-    first = next(iter(modules.values()))
-    device, training = next(first.parameters()).device, {m: m.training for m in modules.values()}
+    T = len(task_classes)
+    tasks = range(T) if tasks is None else list(tasks)
+    task_of = _task_of_class(task_classes, tasks, int(split.labels.max()) + 1)
+    indices = np.flatnonzero(task_of[split.labels] >= 0)
+    device = next(next(iter(modules.values())).parameters()).device
+    has_begun = torch.arange(T, device=device) < begun
     counts = {name: torch.zeros(3, T, dtype=torch.int64, device=device) for name in modules}
-    with forked_random():
-        for m in modules.values():
-            m.eval()
-        for chunk in np.array_split(indices, max(1, math.ceil(len(indices) / batch_size))):
-            images, labels = (
-                view.plain(split.batch(chunk).to(device)),
-                torch.as_tensor(split.labels[chunk], device=device),
-            )
+    with forked_random(), ExitStack() as modes:
+        for module in modules.values():
+            modes.enter_context(evaluating(module))
+        for chunk in _chunks(indices, batch_size):
+            images = view.plain(split.batch(chunk).to(device))
+            labels = torch.as_tensor(split.labels[chunk], device=device)
             of_task = torch.as_tensor(task_of[split.labels[chunk]], device=device)
-            for name, m in modules.items():
-                logits = m(images).float()
-                masks = torch.zeros(T, logits.shape[1], dtype=torch.bool, device=device)
-                for t, classes in enumerate(task_classes):
-                    masks[t, list(classes)] = True
-                counts[name] += count_correct(
-                    logits, labels, of_task, masks, torch.arange(T, device=device) < begun
-                )
-        for m, mode in training.items():
-            m.train(mode)
-    return tuple(
-        _row(task, name, *counts[name][:, task].tolist(), task < begun) for task in tasks for name in modules
-    )
+            for name, module in modules.items():
+                logits = module(images).float()
+                masks = _class_masks(task_classes, logits.shape[1]).to(device)
+                counts[name] += count_correct(logits, labels, of_task, masks, has_begun)
+    rows = []
+    for task in tasks:
+        for name in modules:
+            rows.append(_row(task, name, *counts[name][:, task].tolist(), task < begun))
+    return tuple(rows)
 
 
-def _row(task, readout, right, right_in_task, n, begun) -> dict:
-    share = lambda k: k / n if n else math.nan
-    return dict(
-        task=task,
-        readout=readout,
-        class_il=share(right) if begun else math.nan,
-        task_il=share(right_in_task),
-        n=n,
-    )
+def _task_of_class(
+    task_classes,  # classes of each task
+    tasks,  # those that count
+    num_classes: int,  # K, of the split
+) -> np.ndarray:  # (K,) int64; -1 for classes of no such task
+    "Look up the task of each class."
+    task_of = np.full(num_classes, -1)
+    for task in tasks:
+        task_of[[c for c in task_classes[task] if c < num_classes]] = task
+    return task_of
+
+
+def _class_masks(
+    task_classes,  # classes of each task
+    num_classes: int,  # K, of the logits
+) -> torch.Tensor:  # (T, K) bool
+    "Mark the classes of each task."
+    masks = torch.zeros(len(task_classes), num_classes, dtype=torch.bool)
+    for task, classes in enumerate(task_classes):
+        masks[task, list(classes)] = True
+    return masks
+
+
+def _chunks(
+    indices: np.ndarray,  # (n,)
+    size: int,  # of a chunk at most
+) -> list:  # of arrays, at least one
+    "Cut indices into chunks of about equal size."
+    return np.array_split(indices, max(1, math.ceil(len(indices) / size)))
+
+
+def _row(
+    task: int,
+    readout: str,
+    correct: int,  # images, in class-IL
+    correct_in_task: int,  # images, in task-IL
+    n: int,  # images
+    begun: bool,  # has the task begun?
+) -> dict:
+    "Turn counts into a row of accuracies; NaN where there is none."
+    class_il = correct / n if n and begun else math.nan
+    task_il = correct_in_task / n if n else math.nan
+    return dict(task=task, readout=readout, class_il=class_il, task_il=task_il, n=n)
 
 # %% ../../nbs/63_evaluation.ipynb #41beda36
 class Transformed:
@@ -107,23 +136,35 @@ class Transformed:
 def evaluate_ood(
     modules: dict,  # read-out's name -> module
     split,  # test images
-    strange,  # split of out-of-distribution images
+    ood_test,  # split of out-of-distribution images
     view,  # its `plain` form is used
     classes,  # classes begun so far
     batch_size: int = 500,  # images per forward pass
 ) -> tuple:  # of dicts: readout, ood_auroc, false_accept, n
-    "Measure how well confidence tells known images from strange ones (Hendrycks and Gimpel 2017)."
+    "Measure how well confidence tells known from out-of-distribution images (Hendrycks and Gimpel 2017)."
+    known = np.flatnonzero(np.isin(split.labels, list(classes)))
+    unknown = np.arange(len(ood_test))
+    rows = []
+    for name, module in modules.items():
+        pair = (
+            _confidences(module, split, known, view, batch_size),
+            _confidences(module, ood_test, unknown, view, batch_size),
+        )
+        row = dict(ood_auroc=ood_auroc(*pair), false_accept=false_accept(*pair))
+        rows.append(dict(readout=name, **row, n=len(unknown)))
+    return tuple(rows)
 
-    def scores(module, images, indices):
-        device = next(module.parameters()).device
-        chunks = np.array_split(indices, max(1, math.ceil(len(indices) / batch_size)))
-        return torch.cat(
-            [confidence(module, view.plain(images.batch(chunk).to(device))) for chunk in chunks]
-        ).cpu()
 
-    known, unknown = np.flatnonzero(np.isin(split.labels, list(classes))), np.arange(len(strange))
-    pairs = {name: (scores(m, split, known), scores(m, strange, unknown)) for name, m in modules.items()}
-    return tuple(
-        dict(readout=name, ood_auroc=ood_auroc(*pair), false_accept=false_accept(*pair), n=len(unknown))
-        for name, pair in pairs.items()
-    )
+def _confidences(
+    module,  # maps inputs to logits
+    split,  # has `batch(indices)`
+    indices: np.ndarray,  # (n,) of its images
+    view,  # its `plain` form is used
+    batch_size: int,  # images per forward pass
+) -> torch.Tensor:  # (n,) on the CPU
+    "Give the confidence in each image."
+    device = next(module.parameters()).device
+    parts = []
+    for chunk in _chunks(indices, batch_size):
+        parts.append(confidence(module, view.plain(split.batch(chunk).to(device))))
+    return torch.cat(parts).cpu()

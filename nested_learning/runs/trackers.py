@@ -16,46 +16,49 @@ def scalars(
     event,  # of a learner
 ) -> dict:  # name -> number; empty for events without any
     "Read the numbers off an event."
+    named = {}
     if isinstance(event, StepDone):
-        named = {'loss': event.loss, 'grad_norm': event.grad_norm, 'accuracy': event.accuracy} | {
-            f'drift/{level}': d for level, d in event.drift.items()
-        }
+        named = dict(loss=event.loss, grad_norm=event.grad_norm, accuracy=event.accuracy)
+        for level, distance in event.drift.items():
+            named[f'drift/{level}'] = distance
     elif isinstance(event, Evaluated):
-        named = {
-            f'{event.split}/{row["readout"]}/{key}/task {row["task"]}': row[key]
-            for row in event.rows
-            for key in ('class_il', 'task_il')
-        }
+        for row in event.rows:
+            for key in ('class_il', 'task_il'):
+                named[f'{event.split}/{row["readout"]}/{key}/task {row["task"]}'] = row[key]
     elif isinstance(event, OodMeasured):
-        named = {
-            f'ood/{row["readout"]}/{key}': row[key]
-            for row in event.rows
-            for key in ('ood_auroc', 'false_accept')
-        }
-    else:
-        named = {}
+        for row in event.rows:
+            for key in ('ood_auroc', 'false_accept'):
+                named[f'ood/{row["readout"]}/{key}'] = row[key]
     return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 class Tracker:
-    "Hand the numbers of a run on as they come; give it to `run` as a listener."
+    "Log the numbers of a run as they come; give it to `run` as a listener."
 
     def __init__(
         self,
         log,  # called with a dictionary name -> number, and the step
         close=None,  # called at the end of the run
     ):
-        self.log, self.close = log, close
+        self.log = log
+        self.close = close
 
-    def __call__(self, event):
-        "Take one event."
-        if named := scalars(event):
+    def __call__(
+        self,
+        event,  # of a learner
+    ):
+        "Log the numbers of one event."
+        named = scalars(event)
+        if named:
             self.log(named, event.step)
         if isinstance(event, RunEnded) and self.close:
             self.close()
 
 # %% ../../nbs/87_trackers.ipynb #56cdcbbb
-def _package(name: str):
+def _package(
+    name: str,  # of a module of the extra `trackers`
+):
+    "Import a package, or say how to install it."
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -80,7 +83,7 @@ def tensorboard(
 
 def wandb(
     folder,  # where the offline run goes
-    project: str = 'nested_learning',
+    project: str = 'nested_learning',  # name of the project there
     **settings,  # of `wandb.init`, such as `config=config.model_dump(mode='json')`
 ) -> Tracker:
     "Write to Weights & Biases, offline unless told otherwise."
@@ -90,15 +93,14 @@ def wandb(
 
 def mlflow(
     uri: str,  # of the store: 'sqlite:///mlflow.db', a folder by 'file:...', or a server
-    experiment: str = 'nested_learning',
+    experiment: str = 'nested_learning',  # name of the experiment there
     name: str = None,  # of the run
 ) -> Tracker:
     "Write to MLflow."
     client = _package('mlflow').MlflowClient(tracking_uri=uri)
     known = client.get_experiment_by_name(experiment)
-    own = client.create_run(
-        known.experiment_id if known else client.create_experiment(experiment), run_name=name
-    ).info.run_id
+    experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+    own = client.create_run(experiment_id, run_name=name).info.run_id
 
     def log(named, step):
         for key, value in named.items():

@@ -21,38 +21,42 @@ def _from_json(
     path: Path,  # JSON file
 ) -> pd.DataFrame:  # columns sample and task, or those of the rows
     "Read a list of lists of samples, of dicts that hold such a list, or of rows."
-    lists = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(lists, list) or not lists:
+    parts = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(parts, list) or not parts:
         raise ValueError('must be a list, with a list of samples for each task')
-    if all(isinstance(part, dict) for part in lists):
-        if all('sample' in part for part in lists):
-            return pd.DataFrame(lists)
-        lists = [part.get('samples', part.get('indices')) for part in lists]
-    if not all(isinstance(part, list) for part in lists):
-        raise ValueError(
-            "must hold lists of samples, or dicts with such a list under 'samples' or 'indices', one for each task"
-        )
-    return pd.DataFrame(
-        dict(
-            sample=[x for part in lists for x in part],
-            task=np.repeat(np.arange(len(lists)), [len(part) for part in lists]),
-        )
-    )
+    if all(isinstance(part, dict) for part in parts):
+        if all('sample' in part for part in parts):
+            return pd.DataFrame(parts)
+        parts = [part.get('samples', part.get('indices')) for part in parts]
+    rows = []
+    for task, samples in enumerate(parts):
+        if not isinstance(samples, list):
+            raise ValueError(
+                'must hold lists of samples, '
+                "or dicts with such a list under 'samples' or 'indices', one for each task"
+            )
+        rows += [(sample, task) for sample in samples]
+    return pd.DataFrame(rows, columns=['sample', 'task'])
+
+
+_READERS = {'.parquet': pd.read_parquet, '.csv': pd.read_csv, '.json': _from_json}
 
 
 def read_table(
     path,  # .parquet, .csv or .json file
 ) -> pd.DataFrame:  # as it stands; `check_table` checks it
     "Read a user's table of presentations."
-    path, readers = Path(path), {'.parquet': pd.read_parquet, '.csv': pd.read_csv, '.json': _from_json}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f'path = {str(path)!r}: must end in {", ".join(readers)}')
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in _READERS:
+        raise ValueError(f'path = {str(path)!r}: must end in {", ".join(_READERS)}')
     if not path.is_file():
         raise ValueError(f'path = {str(path)!r}: no such file; give the path of a table of presentations')
     try:
-        return readers[path.suffix.lower()](path)
-    except (ValueError, OSError, pa.ArrowException) as e:
-        raise ValueError(f'path = {str(path)!r}: cannot be read ({" ".join(str(e).split())[:200]})') from None
+        return _READERS[kind](path)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise ValueError(f'path = {str(path)!r}: cannot be read ({reason})') from None
 
 # %% ../../nbs/20_tables.ipynb #a3b1abcd
 def _whole_column(
@@ -65,8 +69,10 @@ def _whole_column(
     column = pd.to_numeric(table[name], errors='coerce').to_numpy(np.float64, na_value=np.nan)
     wrong = np.flatnonzero(~(np.abs(column) < 2**53) | (column != np.floor(column)))
     if len(wrong):
+        first = wrong[0]
         raise ValueError(
-            f'table: {name} = {table[name].iloc[wrong[0]]} in row {wrong[0]}: must be a whole number ({len(wrong)} rows are not)'
+            f'table: {name} = {table[name].iloc[first]} in row {first}: '
+            f'must be a whole number ({len(wrong)} rows are not)'
         )
     return column.astype(np.int64)
 
@@ -76,63 +82,37 @@ def _check_samples(
     labels: np.ndarray,  # (N,) labels of the training split
 ):
     "Raise where samples do not exist, come twice or have another label."
-    sample, label = table['sample'].to_numpy(), table['label'].to_numpy()
+    sample, label, largest = table['sample'].to_numpy(), table['label'].to_numpy(), len(labels) - 1
     negative = sample < 0
     ood = (table['source'] == 'ood').to_numpy() if 'source' in table else negative
-    for wrong, what, advice in (
-        (
-            sample >= len(labels),
-            'are out of range',
-            f'must lie in 0 to {len(labels) - 1}, or be negative in OOD rows',
-        ),
-        (table['sample'].duplicated().to_numpy(), 'are repeated', 'each may come once'),
-        (negative & ~ood, "are negative without source 'ood'", 'only OOD rows have numbers below 0'),
-        (ood & ~negative, "are training samples with source 'ood'", 'number OOD rows -1, -2, ...'),
-        (
-            ~negative & (label != labels[np.clip(sample, 0, len(labels) - 1)]),
-            "have a label that is not the data set's",
-            'correct the labels or the samples',
-        ),
-    ):
+    other_label = ~negative & (label != labels[np.clip(sample, 0, largest)])
+
+    def refuse(wrong, problem, advice):
         if wrong.any():
             found = np.unique(sample[wrong])
-            raise ValueError(f'table: {len(found)} samples {what}: {found[:10].tolist()}; {advice}')
+            raise ValueError(f'table: {len(found)} samples {problem}: {found[:10].tolist()}; {advice}')
+
+    refuse(sample > largest, 'are out of range', f'must lie in 0 to {largest}, or be negative in OOD rows')
+    refuse(table['sample'].duplicated().to_numpy(), 'are repeated', 'each may come once')
+    refuse(negative & ~ood, "are negative without source 'ood'", 'only OOD rows have numbers below 0')
+    refuse(ood & ~negative, "are training samples with source 'ood'", 'number OOD rows -1, -2, ...')
+    refuse(other_label, "have a label that is not the data set's", 'correct the labels or the samples')
     if negative.all():
         raise ValueError('table: no row shows a training sample')
 
 # %% ../../nbs/20_tables.ipynb #1091a37f
-def _check_tasks(
-    task: np.ndarray,  # (N,) task of each row
-    train: np.ndarray,  # (N,) bool, shows a training sample
-    num_tasks: int | None,  # asked for, if that was
+_WHOLE = ('sample', 'label', 'task', 'position')  # columns of whole numbers
+
+
+def _check_columns(
+    table: pd.DataFrame,  # a user's table
 ):
-    "Raise unless tasks come one after the other."
-    back = np.flatnonzero(np.diff(task) < 0)
-    if len(back):
-        raise ValueError(
-            f'table: task falls from {task[back[0]]} to {task[back[0] + 1]} in row {back[0] + 1}; sort the rows, tasks come one after the other'
-        )
-    T, shown = task[-1] + 1, np.unique(task[train])
-    if not np.array_equal(shown, np.arange(T)):
-        raise ValueError(
-            f'table: the tasks with training samples are {shown[:10].tolist()}: must be 0, 1, 2, ... without gaps'
-        )
-    if num_tasks not in (None, T):
-        raise ValueError(f'num_tasks = {num_tasks}: the table has {T}; give that number, or leave it out')
-
-
-def check_table(
-    table: pd.DataFrame,  # columns sample, and label, task, source, position where they are known; shown in this order
-    labels: np.ndarray,  # (N,) labels of the training split
-    num_tasks: int | None = None,  # windows; None = as in the column task, or 5 where there is none
-) -> pd.DataFrame:  # columns sample, label, task (int64), and source if it is known
-    "Check a user's table of presentations and complete it."
+    "Raise unless a table has rows, the column sample, and only columns that mean something."
     if not isinstance(table, pd.DataFrame):
         raise ValueError(
             f'table: is {type(table).__name__}, must be a pandas data frame; for a file use its path'
         )
-    known = ('sample', 'label', 'task', 'position')
-    unknown = [name for name in table.columns if name not in (*known, 'source')]
+    unknown = [name for name in table.columns if name not in (*_WHOLE, 'source')]
     if unknown:
         raise ValueError(
             f'table: unknown columns {unknown}; must be sample, label and, if known, task, source, position'
@@ -143,20 +123,59 @@ def check_table(
         raise ValueError(f'table: no column sample among {list(table.columns)}')
     if not len(table):
         raise ValueError('table: has no rows')
-    out = pd.DataFrame({name: _whole_column(table, name) for name in known if name in table})
+
+
+def _check_sources(
+    source: np.ndarray,  # (N,) source of each row
+):
+    "Raise for a source that does not exist."
+    wrong = sorted(set(map(str, pd.unique(source))) - set(SOURCES))
+    if wrong:
+        raise ValueError(f'table: source = {wrong[0]!r}: must be one of {", ".join(SOURCES)}')
+
+
+def _check_tasks(
+    task: np.ndarray,  # (N,) task of each row
+    train: np.ndarray,  # (N,) bool, shows a training sample
+    num_tasks: int | None,  # asked for, if that was
+):
+    "Raise unless tasks come one after the other."
+    back = np.flatnonzero(np.diff(task) < 0)
+    if len(back):
+        row = back[0] + 1
+        raise ValueError(
+            f'table: task falls from {task[row - 1]} to {task[row]} in row {row}; '
+            'sort the rows, tasks come one after the other'
+        )
+    count, shown = task[-1] + 1, np.unique(task[train])
+    if not np.array_equal(shown, np.arange(count)):
+        raise ValueError(
+            f'table: the tasks with training samples are {shown[:10].tolist()}: '
+            'must be 0, 1, 2, ... without gaps'
+        )
+    if num_tasks not in (None, count):
+        raise ValueError(f'num_tasks = {num_tasks}: the table has {count}; give that number, or leave it out')
+
+# %% ../../nbs/20_tables.ipynb #5e09a320
+def check_table(
+    table: pd.DataFrame,  # columns sample, and label, task, source, position where known; rows as shown
+    labels: np.ndarray,  # (N,) labels of the training split
+    num_tasks: int | None = None,  # windows; None = as in the column task, or 5 where there is none
+) -> pd.DataFrame:  # columns sample, label, task (int64), and source if it is known
+    "Check a user's table of presentations and complete it."
+    _check_columns(table)
+    out = pd.DataFrame({name: _whole_column(table, name) for name in _WHOLE if name in table})
     if 'position' in out and (np.diff(out.pop('position')) <= 0).any():
         raise ValueError('table: position must rise; sort the rows by it, or leave it out')
     if 'label' not in out:
         out['label'] = np.where(out['sample'] < 0, -1, labels[np.clip(out['sample'], 0, len(labels) - 1)])
     if 'source' in table:
         out['source'] = table['source'].astype(object).to_numpy()
-        wrong = sorted(set(map(str, out['source'].unique())) - set(SOURCES))
-        if wrong:
-            raise ValueError(f'table: source = {wrong[0]!r}: must be one of {", ".join(SOURCES)}')
+        _check_sources(out['source'])
     _check_samples(out, labels)
     if 'task' not in out:
-        T = num_tasks or 5
-        out['task'] = np.repeat(np.arange(T), np.diff(len(out) * np.arange(T + 1) // T))
+        count = num_tasks or 5
+        out['task'] = np.repeat(np.arange(count), np.diff(len(out) * np.arange(count + 1) // count))
     _check_tasks(out['task'].to_numpy(), out['sample'].to_numpy() >= 0, num_tasks)
     return out
 
@@ -173,15 +192,37 @@ def _most_shown(
     nowhere = classes[~counts[classes].any(1)]
     if len(nowhere):
         raise ValueError(
-            f"table: class {nowhere[0]} has no row with source 'current', so no home; correct the column source, or leave it out"
+            f"table: class {nowhere[0]} has no row with source 'current', so no home; "
+            'correct the column source, or leave it out'
         )
     home = counts[classes].argmax(1)
-    for t in np.setdiff1d(np.arange(counts.shape[1]), home):
+    tasks = np.arange(counts.shape[1])
+    empty = np.setdiff1d(tasks, home)
+    if len(empty):
         raise ValueError(
-            f'table: task {t} shows no class more than other tasks do, so none is at home there; use fewer tasks, '
-            'or give class_order, whose classes are divided equally among the tasks'
+            f'table: task {empty[0]} shows no class more than other tasks do, so none is at home there; '
+            'use fewer tasks, or give class_order, whose classes are divided equally among the tasks'
         )
-    return tuple(tuple(classes[home == t].tolist()) for t in range(counts.shape[1]))
+    return tuple(tuple(classes[home == t].tolist()) for t in tasks)
+
+
+def _divide_order(
+    table: pd.DataFrame,  # of `check_table`
+    class_order: tuple,  # classes in the order of the tasks
+) -> tuple:  # tuple of classes for each task
+    "Divide an order of classes equally among the tasks."
+    num_tasks, num_classes = table['task'].max() + 1, len(class_order)
+    lacking = np.setdiff1d(table.loc[table['sample'] >= 0, 'label'], class_order)
+    if len(lacking):
+        raise ValueError(
+            f'class_order lacks class {lacking[0]}: the table shows it; name every class of the table'
+        )
+    if num_classes % num_tasks:
+        raise ValueError(
+            f'class_order has {num_classes} classes: must be a multiple of the {num_tasks} tasks of the table'
+        )
+    size = num_classes // num_tasks
+    return tuple(tuple(class_order[start : start + size]) for start in range(0, num_classes, size))
 
 
 def find_homes(
@@ -189,22 +230,12 @@ def find_homes(
     class_order: tuple | None = None,  # classes in the order of the tasks; None = by what the table shows
     classes_per_task: int | None = None,  # what it must come to; None = anything
 ) -> tuple:  # tuple of classes for each task
-    "Say which classes are at home in each task."
-    if class_order is None:
-        homes = _most_shown(table)
-    else:
-        T, K = table['task'].max() + 1, len(class_order)
-        lacking = np.setdiff1d(table.loc[table['sample'] >= 0, 'label'], class_order)
-        if len(lacking):
-            raise ValueError(
-                f'class_order lacks class {lacking[0]}: the table shows it; name every class of the table'
-            )
-        if K % T:
-            raise ValueError(f'class_order has {K} classes: must be a multiple of the {T} tasks of the table')
-        homes = tuple(tuple(class_order[i : i + K // T]) for i in range(0, K, K // T))
+    "Find the classes that are at home in each task."
+    homes = _most_shown(table) if class_order is None else _divide_order(table, class_order)
     sizes = [len(classes) for classes in homes]
     if classes_per_task is not None and set(sizes) != {classes_per_task}:
         raise ValueError(
-            f'classes_per_task = {classes_per_task}: the tasks of the table have {sizes[:10]}; leave it out, or give class_order'
+            f'classes_per_task = {classes_per_task}: the tasks of the table have {sizes[:10]}; '
+            'leave it out, or give class_order'
         )
     return homes
