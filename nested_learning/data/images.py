@@ -201,7 +201,8 @@ def list_images(
     if len(found) == 2:
         _check_same_classes(root, *parts, found)
 
-    classes, files, labels, digest = tuple(found[0]), [], [], hashlib.sha256()
+    classes, digest = tuple(found[0]), hashlib.sha256()
+    files, labels = [], []
     for part in found:
         for label, name in enumerate(classes):
             for file, size, changed in part[name]:

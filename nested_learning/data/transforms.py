@@ -47,7 +47,7 @@ def augment(
     _check_augment(kind, generator)
     if kind == 'none':
         return images
-    B, _, H, W = images.shape
+    B, (H, W) = len(images), images.shape[2:]
 
     def draw(n):
         numbers = torch.randint(n, (B, 1), generator=generator, device=generator.device)
