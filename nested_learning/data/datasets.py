@@ -39,7 +39,7 @@ from nested_learning.data.images import (
 
 # %% ../../nbs/11_datasets.ipynb #e2754b5f
 class ImageArray:
-    "Hold a split in memory."
+    "A split whose images are in memory."
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ImageArray:
 
 # %% ../../nbs/11_datasets.ipynb #37ecd466
 class Subset:
-    "View some rows of a split."
+    "Some rows of a split, renumbered."
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ def subset(
 # %% ../../nbs/11_datasets.ipynb #296ba482
 @dataclass(frozen=True)
 class Dataset:
-    "Name a data set's two splits and its classes."
+    "Two splits and the names of their classes."
 
     name: str
     train: object  # a split: labels, length, `batch(indices)`
@@ -300,7 +300,7 @@ def _read_source(
 
 
 def _is_source(data) -> bool:
-    "Tell whether something is a data set as torchvision has them: a length, and items by number."
+    "Return whether something has a length and items by number, as data sets of torchvision do."
     if isinstance(data, (str, dict, list, tuple, np.ndarray, torch.Tensor)):
         return False
     return hasattr(data, '__len__') and hasattr(data, '__getitem__')
@@ -314,7 +314,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class _Part:
-    "Hold the training or the test part of what somebody gives."
+    "The training or the test part of the data that were given."
 
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray  # (N,) int64
@@ -351,7 +351,7 @@ class _Part:
 def _find_parts(
     data,  # what somebody gives
 ) -> tuple:  # training part; test part or None
-    "Tell the training from the test part."
+    "Separate the training part from the test part."
     if isinstance(data, dict) and set(data) in ({'train', 'test'}, {'train'}):
         return data['train'], data.get('test')
     if isinstance(data, (tuple, list)) and len(data) == 4:
@@ -380,7 +380,7 @@ def _name_classes(
 # %% ../../nbs/11_datasets.ipynb #8f48437f
 def as_dataset(
     data,  # arrays, data sets as torchvision has them, a folder, or a `Dataset`; see above
-    name: str | None = None,  # name of the data set; None: that of its type, or 'arrays'
+    name: str | None = None,  # name of the data set; None: that of its type, 'arrays' or 'ImageFolder'
 ) -> Dataset:  # in memory, but for a large folder; a `Dataset` comes back as it is
     """Make a data set of what a person has.
 
@@ -388,7 +388,8 @@ def as_dataset(
     if isinstance(data, Dataset):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return _load_folder(data)
+        folder = _load_folder(data)
+        return replace(folder, name=name) if name else folder
     first, second = _find_parts(data)
     train = _Part.read(first, 'train')
     train, test = train.split() if second is None else (train, _Part.read(second, 'test'))
@@ -512,7 +513,7 @@ def _explain_failure(
     root: Path,  # folder for its files
     error: Exception,  # what went wrong
 ) -> Exception:  # to be raised instead
-    "Say which archives to get from where."
+    "Make an error that names the archives to get, and from where."
     name, cause = source.__name__, ' '.join(str(error).split())
     if hasattr(source, 'resources'):
         folder, origin = root / name / 'raw', source.mirrors[0]
@@ -632,7 +633,7 @@ def _load_folder(
 # %% ../../nbs/11_datasets.ipynb #af4b9d77
 @dataclass(frozen=True)
 class Known:
-    "Say how to load a built-in data set, and what is known of it before; None: only its files tell."
+    "A built-in data set: how to load it, and what is known before; None where only its files show it."
 
     load: Callable  # function of data_dir, and of image_size, pin_memory and `options` if there are any
     num_classes: int | None

@@ -120,7 +120,7 @@ def _permute(
 def _pixelate(
     images: torch.Tensor,  # (B, C, H, W) uint8
 ) -> torch.Tensor:  # (B, C, H, W) uint8
-    "Let blocks of 2 x 2 pixels take the value of their first."
+    "Give blocks of 2 x 2 pixels the value of their first."
     i, j = (torch.arange(n, device=images.device) // 2 * 2 for n in images.shape[2:])
     return images[:, :, i[:, None], j]
 
