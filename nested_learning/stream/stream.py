@@ -248,7 +248,7 @@ _QUOTAS = ('blurry', 'split', 'iid')  # schedules whose windows are filled by qu
 
 
 class _Rows(NamedTuple):
-    "Say which row comes in which window."
+    "Training rows with their windows."
 
     sample: np.ndarray  # (N,) training rows
     label: np.ndarray  # (N,)
