@@ -274,7 +274,7 @@ class Learner:
                 yield TaskStarted(self.steps, begun)
         if self.updates >= self._planned(start):
             yield from self._leave(batch, start, end)
-        while self.position == start:
+        while self.position == start and self.updates < self._planned(start):
             report, batch = self.step(batch)
             if self.updates >= self._planned(start):
                 yield from self._leave(batch, start, end)
