@@ -13,10 +13,10 @@ import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check_count
 from nested_learning.model.cms import (
     CMSBlock,
     SubLayer,
-    check_count,
     conv3x3,
     convolution,
     empty_levels,
@@ -75,8 +75,8 @@ class StagedNetwork(Classifier):
         norm: str,  # 'batch', 'group' or 'group_ws'
     ):
         super().__init__()
-        check_count('input_channels', input_channels)
-        check_count('num_classes', num_classes)
+        check_count('input_channels', input_channels, least=1)
+        check_count('num_classes', num_classes, least=1)
         check_count('base_channels', base_channels, least=4)
         widths = [base_channels * factor for factor in (1, 2, 4, 8)]
         self.stem = conv3x3(input_channels, base_channels, norm)
@@ -122,7 +122,7 @@ class NestedLearningNetwork(StagedNetwork):
         reset: str | None = None,  # when a slower level has moved: None, 'initial' or 'learned' (eq. 72)
         reset_rate: float = 0.1,  # [share] of its way to the weights that a learned initial state moves
     ):
-        check_count('num_cms_levels', num_cms_levels)
+        check_count('num_cms_levels', num_cms_levels, least=1)
         make_stage = partial(
             CMSBlock,
             num_levels=num_cms_levels,
@@ -153,7 +153,7 @@ class NestedLearningNetwork(StagedNetwork):
             for group, params in zip(groups, stage.level_parameters()):
                 group_of |= {id(p): group for p in params}
         if head_period is not None:
-            head = {'params': [], 'period': check_count('head_period', head_period), 'name': 'head'}
+            head = {'params': [], 'period': check_count('head_period', head_period, least=1), 'name': 'head'}
             groups.append(head)
             group_of |= {id(p): head for p in self.head.parameters()}
         for p in self.parameters():
@@ -241,7 +241,7 @@ class PlainNetwork(StagedNetwork):
         norm: str = 'batch',  # 'batch', 'group' or 'group_ws'
         checkpointing: bool = False,  # compute activations twice rather than keep them?
     ):
-        check_count('num_cms_levels', num_cms_levels)
+        check_count('num_cms_levels', num_cms_levels, least=1)
         make_stage = partial(
             _ResidualStage, num_layers=num_cms_levels, norm=norm, checkpointing=checkpointing
         )
@@ -299,8 +299,8 @@ class SlimResNet18(Classifier):
         checkpointing: bool = False,  # compute activations twice rather than keep them?
     ):
         super().__init__()
-        self.input_channels = check_count('input_channels', input_channels)
-        check_count('num_classes', num_classes)
+        self.input_channels = check_count('input_channels', input_channels, least=1)
+        check_count('num_classes', num_classes, least=1)
         check_count('base_channels', base_channels, least=4)
         self.stem = nn.Sequential(
             conv3x3(input_channels, base_channels, norm), normaliser(base_channels, norm), nn.ReLU()
@@ -344,14 +344,14 @@ class MLP(Classifier):
         num_layers: int = 2,  # hidden layers
     ):
         super().__init__()
-        check_count('input_channels', input_channels)
-        check_count('num_classes', num_classes)
-        check_count('base_channels', base_channels)
-        check_count('num_layers', num_layers)
+        check_count('input_channels', input_channels, least=1)
+        check_count('num_classes', num_classes, least=1)
+        check_count('base_channels', base_channels, least=1)
+        check_count('num_layers', num_layers, least=1)
         if not isinstance(image_size, (list, tuple)) or len(image_size) != 2:
             raise ValueError(f'image_size = {image_size!r}: give height and width in pixels, such as (8, 8)')
-        height = check_count('image_size[0]', image_size[0])
-        width = check_count('image_size[1]', image_size[1])
+        height = check_count('image_size[0]', image_size[0], least=1)
+        width = check_count('image_size[1]', image_size[1], least=1)
         self.image_shape = (input_channels, height, width)
         layers = []
         before = prod(self.image_shape)

@@ -8,14 +8,14 @@ __all__ = ['newest_weight', 'module_tensors', 'RunningAverage', 'evaluating', 'C
 # %% ../../nbs/42_averages.ipynb #a89fadb5
 import math
 from contextlib import contextmanager
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..model.cms import check_choice, check_count
+from ..core import check_count, check_number
+from ..model.cms import check_choice
 
 # %% ../../nbs/42_averages.ipynb #07c26273
 def newest_weight(
@@ -47,11 +47,8 @@ class RunningAverage(AveragedModel):
         period: int = 1,  # [steps] between two updates
         buffers: str = 'average',  # what becomes of BatchNorm's statistics: 'average' or 'copy'
     ):
-        if isinstance(window, bool) or not isinstance(window, Real) or not window > 0:
-            raise ValueError(
-                f'window = {window!r}: must be above 0; below 1 a share of the run so far, '
-                'from 1 on a number of updates'
-            )
+        allowed = 'above 0; below 1 a share of the run so far, from 1 on a number of updates'
+        check_number('window', window, lambda window: window > 0, allowed)
         check_choice('buffers', buffers, ('average', 'copy'))
         for name, tensor in module_tensors(model).items():
             if tensor.is_floating_point() and tensor.element_size() < 4:

@@ -11,7 +11,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ..model.cms import check_choice, check_count
+from ..core import check_count
+from ..model.cms import check_choice
 from .nested import REDUCTIONS, ExactOptimizer, check_finite
 
 # %% ../../nbs/41_deep.ipynb #a3103686

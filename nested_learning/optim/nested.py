@@ -15,7 +15,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..model.cms import check_choice, check_count
+from ..core import check_count
+from ..model.cms import check_choice
 
 # %% ../../nbs/40_nested.ipynb #62a0b94d
 @torch.no_grad()
@@ -150,13 +151,13 @@ class NestedOptimizer(ExactOptimizer):
         group = {'inner': self.inner_class, **param_group}
         self._check_options(group, (*self._level_keys, *self._option_names(group['inner'])))
         if 'frequency' in group:
-            frequency = check_count('frequency', group.pop('frequency'))
+            frequency = check_count('frequency', group.pop('frequency'), least=1)
             if group.setdefault('period', frequency) != frequency:
                 raise ValueError(
                     f'period = {group["period"]} and frequency = {frequency}: two names of one number '
                     'of steps; give one of them'
                 )
-        group['period'] = check_count('period', group.get('period', 1))
+        group['period'] = check_count('period', group.get('period', 1), least=1)
         name = group.setdefault('name', f'level {len(self.param_groups) + 1}')
         if not isinstance(name, str):
             raise ValueError(f'name = {name!r}: must be a string')
@@ -280,7 +281,7 @@ class NestedOptimizer(ExactOptimizer):
         groups = {group['name']: group for group in self.param_groups}
         if name not in groups:
             raise ValueError(f'name = {name!r}: no such level; there are {", ".join(groups)}')
-        groups[name]['period'] = check_count('period', period)
+        groups[name]['period'] = check_count('period', period, least=1)
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), 'inner': [inner.state_dict() for inner in self.inner]}
