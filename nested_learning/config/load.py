@@ -288,7 +288,7 @@ def _network_contradictions(
     where = f'network = {m.network}, use_nested_learning = {_show(m.use_nested_learning)}'
     for key, value in o.model_dump(exclude={'levels'}).items():
         if value is not None and not _takes_option(network, key):
-            yield f'model.network_options.{key} = {_show(value)}: has no meaning for {where}; leave it out'
+            yield f'model.network_options.{key} = {value}: has no meaning for {where}; leave it out'
     if o.order is not None and m.aggregate == 'independent':
         yield f'model.network_options.order = {o.order}: has no meaning for aggregate = independent'
     if o.reset is not None and o.levels != 'blocks':

@@ -32,8 +32,6 @@ class Classifier(nn.Module):
     default_channels = 64  # `base_channels` where a configuration leaves it open
     options = ()  # which of the `network_options` norm, order and reset its constructor takes
     has_blocks = False  # has it levels of its own, in `level_groups`?
-    checkpoints = True  # does its constructor take `checkpointing`?
-    takes_image_size = False  # is it made for images of one size, `image_size`?
 
     def features(
         self,
@@ -247,6 +245,9 @@ class PlainNetwork(StagedNetwork):
         )
         super().__init__(input_channels, num_classes, base_channels, make_stage=make_stage, norm=norm)
 
+
+NestedLearningNetwork.plain_twin = PlainNetwork  # the same shape, for a run without levels
+
 # %% ../../nbs/31_networks.ipynb #55e677f3
 class _BasicBlock(nn.Module):
     "Compute ReLU(shortcut(x) + norm conv ReLU norm conv x), two layers of a ResNet (He et al. 2016)."
@@ -331,8 +332,6 @@ class MLP(Classifier):
     "Classify images with a multilayer perceptron: flatten, then linear - ReLU a few times."
 
     default_channels = 256
-    checkpoints = False
-    takes_image_size = True
 
     def __init__(
         self,
