@@ -1,4 +1,5 @@
-"Batches that are killed, interrupted, shared, short of disk, on a cluster, and installed without the repository: what needs processes of its own."
+"""Batches that are killed, interrupted, shared, short of disk, on a cluster, and installed without the
+repository: what needs processes of its own."""
 
 import json
 import os
@@ -16,7 +17,7 @@ from conftest import ROOT
 
 from nested_learning.config.load import load_config
 from nested_learning.runs.experiment import Run, run
-from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_state
+from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_holder, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 NL_BATCH = [sys.executable, '-c', 'from nested_learning.runs.commands import batch; batch()']
@@ -70,9 +71,9 @@ def wait_for(condition, seconds=300):
 def half_done(folder, runs):
     "Runs that are being trained, and have a checkpoint to go on from."
     return [
-        r
-        for r in runs
-        if is_held(lock_of(folder / r.name)) and list((folder / r.name).glob('checkpoint-*.pt'))
+        run
+        for run in runs
+        if is_held(lock_of(folder / run.name)) and list((folder / run.name).glob('checkpoint-*.pt'))
     ]
 
 
@@ -105,11 +106,9 @@ def undisturbed(tmp_path_factory):
     def make(planned):
         sections = planned.config.model_dump(mode='json')
         sections['run']['run_dir'] = str(place / planned.name)
-        return (
-            Run(place / planned.name)
-            if (place / planned.name).exists()
-            else run(load_config(**sections), progress=False)
-        )
+        if (place / planned.name).exists():
+            return Run(place / planned.name)
+        return run(load_config(**sections), progress=False)
 
     return make
 
@@ -119,42 +118,43 @@ def write_grid(tmp_path, grid):
     return tmp_path / 'grid.yaml', tmp_path / 'batch', plan_runs(grid)
 
 
+def nobody_works(folder, runs):
+    return not any(is_held(lock_of(folder / run.name, kind)) for run in runs for kind in ('lock', 'claim'))
+
+
+def last_written(folder, names):
+    "When the record and the `run.json` of some runs were written."
+    paths = [path for name in names for path in (folder / f'{name}.ipynb', folder / name / 'run.json')]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
 def kill_twice(tmp_path, grid):
     "Start a batch, kill it twice in the middle of runs, let it end; finished runs must not be touched again."
     path, folder, runs = write_grid(tmp_path, grid)
-    before, taken_up = set(), set()
+    before, struck = set(), set()
+
+    def due():
+        "Runs to strike; the second time some must have finished."
+        if struck and not finished(folder, runs):
+            return []
+        return [run.name for run in half_done(folder, runs) if run.name not in struck]
+
     for words in (('run', path, '--folder', folder), ('resume', folder)):
         process = start(*words, '--workers', 2)
-        struck = wait_for(
-            lambda: (
-                (not taken_up or finished(folder, runs))
-                and [r for r in half_done(folder, runs) if r.name not in taken_up]
-            )
-        )  # the second time some have finished
+        names = wait_for(due)
         process.kill()
         process.wait()
-        wait_for(
-            lambda: (
-                not any(is_held(lock_of(folder / r.name, kind)) for r in runs for kind in ('lock', 'claim'))
-            ),
-            30,
-        )  # no kernel trains on
-        taken_up |= {r.name for r in struck if r.name not in finished(folder, runs)}
+        wait_for(lambda: nobody_works(folder, runs), 30)  # no kernel trains on
         before |= finished(folder, runs)
-    records = {
-        name: ((folder / f'{name}.ipynb').stat().st_mtime_ns, (folder / name / 'run.json').stat().st_mtime_ns)
-        for name in before
-    }
+        struck |= set(names) - before
+    records = last_written(folder, before)
     assert f'{len(runs)} finished' in end(start('resume', folder, '--workers', 2))
-    assert finished(folder, runs) == {r.name for r in runs}
-    assert records == {
-        name: ((folder / f'{name}.ipynb').stat().st_mtime_ns, (folder / name / 'run.json').stat().st_mtime_ns)
-        for name in before
-    }
-    assert all(times(folder, r.name, 'begins') == 1 and times(folder, r.name, 'finished') == 1 for r in runs)
-    assert before and any(
-        'goes on from checkpoint' in (folder / name / 'log.txt').read_text() for name in taken_up
-    )
+    assert finished(folder, runs) == {run.name for run in runs}
+    assert records == last_written(folder, before)
+    for planned in runs:
+        assert times(folder, planned.name, 'begins') == 1 and times(folder, planned.name, 'finished') == 1
+    logs = [(folder / name / 'log.txt').read_text() for name in struck]
+    assert before and any('goes on from checkpoint' in text for text in logs)
     return folder, runs
 
 
@@ -192,8 +192,9 @@ def lose_a_node(tmp_path, grid):
         assert f'{len(runs)} finished' in end(process)
     finally:
         cluster.shutdown()
-    taken_up = [r.name for r in runs if times(folder, r.name, 'goes on')]
-    assert len(taken_up) == 1 and 'goes on from checkpoint' in (folder / taken_up[0] / 'log.txt').read_text()
+    resumed = [planned.name for planned in runs if times(folder, planned.name, 'goes on')]
+    assert len(resumed) == 1
+    assert 'goes on from checkpoint' in (folder / resumed[0] / 'log.txt').read_text()
     return folder, runs
 
 
@@ -216,24 +217,11 @@ def test_ray_shares_a_gpu(tmp_path, share, at_once):
     from ray.cluster_utils import Cluster
 
     path, folder, runs = write_grid(tmp_path, FEW)
-    cluster = Cluster(
-        initialize_head=True, head_node_args=dict(num_cpus=4, num_gpus=1, include_dashboard=False)
-    )
+    head = dict(num_cpus=4, num_gpus=1, include_dashboard=False)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    words = ('--engine', 'ray', '--address', cluster.address, '--gpus-per-run', share)
     try:
-        assert '4 finished' in end(
-            start(
-                'run',
-                path,
-                '--folder',
-                folder,
-                '--engine',
-                'ray',
-                '--address',
-                cluster.address,
-                '--gpus-per-run',
-                share,
-            )
-        )
+        assert '4 finished' in end(start('run', path, '--folder', folder, *words))
     finally:
         cluster.shutdown()
     going, most = 0, 0
@@ -244,7 +232,8 @@ def test_ray_shares_a_gpu(tmp_path, share, at_once):
 
 
 def test_ctrl_c_then_two_batches(tmp_path, undisturbed):
-    "Each run stops after its present step, with a checkpoint and a record that says so; then two batches on one folder share what is left."
+    """Each run stops after its present step, with a checkpoint and a record that says so; then two batches on
+    one folder share what is left."""
     path, folder, runs = write_grid(tmp_path, {**FEW, 'seeds': 1})
     process = start('run', path, '--folder', folder, '--workers', 2)
     wait_for(lambda: half_done(folder, runs))
@@ -273,7 +262,7 @@ def test_kernel_killed(tmp_path, undisturbed):
     path, folder, runs = write_grid(tmp_path, {**FEW, 'grid': dict(method=['er'])})
     process = start('run', path, '--folder', folder, '--workers', 2)
     struck = wait_for(lambda: half_done(folder, runs))[0].name
-    os.kill(int(lock_of(folder / struck).read_text().split()[1]), signal.SIGKILL)
+    os.kill(wait_for(lambda: read_holder(folder / struck)).process, signal.SIGKILL)
     end(process, 1)
     assert {r.name: read_state(folder, r)['state'] for r in runs} == {
         r.name: 'stopped' if r.name == struck else 'finished' for r in runs
@@ -288,11 +277,41 @@ def test_disk_full(tmp_path, undisturbed):
     path, folder, runs = write_grid(
         tmp_path, dict(base={**SMALL, 'base_channels': 192, 'updates_per_batch': 1})
     )
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
     end(start('run', path, '--folder', folder, preexec_fn=limit), 1)
     assert [read_state(folder, r)['state'] for r in runs] == ['stopped']
     end(start('resume', folder))
     check_same(folder, runs, undisturbed)
+
+
+STUDY = """
+import sys
+from nested_learning.config.load import load_config
+from nested_learning.runs.studies import run_all
+
+if __name__ == '__main__':
+    run_all({place: load_config(sys.argv[1], run_dir=place) for place in sys.argv[2:]}, workers=2)
+"""
+
+
+def test_study_interrupted(tmp_path):
+    "Ctrl-C at a terminal reaches the whole group of processes; each run of a study stops with a checkpoint."
+    (tmp_path / 'base.yaml').write_text(yaml.safe_dump(dict(SMALL, checkpoint_every=0)))
+    (tmp_path / 'study.py').write_text(STUDY)
+    places = [tmp_path / 'one', tmp_path / 'two']
+    command = [sys.executable, tmp_path / 'study.py', tmp_path / 'base.yaml', *places]
+    process = subprocess.Popen(command, env=ENV, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: all(read_holder(place) for place in places))
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode != 0 and 'KeyboardInterrupt' in said
+    for place in places:
+        last = Run(place).steps.step.iloc[-1]
+        assert Run(place).info['status'] == 'stopped', said
+        assert [path.name for path in place.glob(f'checkpoint-*{last}.pt')], 'saved after its present step'
 
 
 def papermill(*words):
