@@ -173,6 +173,29 @@ _ROW = dict(display='flex', flex_flow='row wrap', width='100%')
 _FIT = dict(width='auto', min_width='92px')
 
 
+def _make_buttons() -> dict:
+    return {
+        name: W.Button(description=text, icon=icon, tooltip=tip, layout=_FIT)
+        for name, (text, icon, tip) in BUTTONS.items()
+    }
+
+
+def _make_speed() -> W.SelectionSlider:
+    look = labelled('speed [steps/s], at most', 'how fast the run may go')
+    return W.SelectionSlider(options=SPEEDS, value=math.inf, **look)
+
+
+def _make_timeline() -> W.IntSlider:
+    look = labelled('timeline [step]', 'all figures as of this step')
+    look['layout'] = dict(width='99%', max_width='640px')
+    return W.IntSlider(0, 0, 1, **look)
+
+
+def _make_now() -> W.ToggleButton:
+    tip = 'figures follow the run; else they show the step of the timeline'
+    return W.ToggleButton(True, description='Now', icon='clock-o', tooltip=tip, layout=_FIT)
+
+
 class Cockpit:
     "Steer and watch a run by widgets."
 
@@ -195,23 +218,10 @@ class Cockpit:
         self.status = W.HTML()
         self.message = W.HTML()
         self.table = W.HTML()
-        self.buttons = {
-            name: W.Button(description=text, icon=icon, tooltip=tip, layout=_FIT)
-            for name, (text, icon, tip) in BUTTONS.items()
-        }
-        self.speed = W.SelectionSlider(
-            options=SPEEDS, value=math.inf, **labelled('speed [steps/s], at most', 'how fast the run may go')
-        )
-        look = labelled('timeline [step]', 'all figures as of this step')
-        look['layout'] = dict(width='99%', max_width='640px')
-        self.timeline = W.IntSlider(0, 0, 1, **look)
-        self.now = W.ToggleButton(
-            True,
-            description='Now',
-            icon='clock-o',
-            tooltip='figures follow the run; else they show the step of the timeline',
-            layout=_FIT,
-        )
+        self.buttons = _make_buttons()
+        self.speed = _make_speed()
+        self.timeline = _make_timeline()
+        self.now = _make_now()
         self.which = W.ToggleButtons(
             options=(),
             tooltips=['the run that B was forked from', 'the fork'],
