@@ -1,4 +1,4 @@
-"A real browser before JupyterLab and Voila: servers, notebooks run without races, and what is wrong with a page."
+"A real browser before JupyterLab and Voila: servers, notebooks run without races, checks of a page."
 
 import json
 import os
@@ -14,7 +14,15 @@ import pytest
 from conftest import ROOT
 from playwright.sync_api import sync_playwright
 
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FLAGS = (
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+)
 HARMLESS = (
     '@fortawesome/fontawesome-free',  # Voila's template asks a CDN for the icons of its own buttons
     'labextensions/jupyterlab-jupytext',
@@ -175,29 +183,38 @@ def run_all(page, url, notebook):
     "Open a notebook in JupyterLab, run all cells, and wait until the kernel is idle."
     page.goto(f'{url}/lab/tree/{notebook}?reset')
     page.wait_for_function(
-        "() => window.jupyterapp?.commands.hasCommand('notebook:run-all-cells') && window.jupyterapp.shell.currentWidget?.sessionContext",
+        """() => window.jupyterapp?.commands.hasCommand('notebook:run-all-cells')
+            && window.jupyterapp.shell.currentWidget?.sessionContext""",
         timeout=60_000,
     )
-    page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget;
-        await w.context.ready; await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }""")  # else a dialogue asks for a kernel
-    page.evaluate(
-        "() => { window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ranAll = true); }"
-    )
+    # before the kernel is known, a dialogue would ask for one
+    page.evaluate("""async () => {
+        const w = window.jupyterapp.shell.currentWidget;
+        await w.context.ready;
+        await w.sessionContext.ready;
+        await w.sessionContext.session.kernel.info;
+    }""")
+    page.evaluate("""() => {
+        window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ranAll = true);
+    }""")
     page.wait_for_function(
-        "() => window.ranAll && window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'",
+        """() => window.ranAll
+            && window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'""",
         timeout=120_000,
     )
-    errors = page.evaluate("""() => window.jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')
-        .flatMap(cell => cell.model.outputs.toJSON()).filter(output => output.output_type === 'error').map(output => output.ename + ': ' + output.evalue)""")
+    errors = page.evaluate("""() => window.jupyterapp.shell.currentWidget.content.widgets
+        .filter(cell => cell.model.type === 'code')
+        .flatMap(cell => cell.model.outputs.toJSON())
+        .filter(output => output.output_type === 'error')
+        .map(output => output.ename + ': ' + output.evalue)""")
     assert not errors, f'{notebook}: {errors}'
 
 
 def show_panel(page):
     "Scroll to the notebook's last widgets, and wait for figures that keep their place."
     page.wait_for_selector('.jp-OutputArea-output .jupyter-widgets', state='attached', timeout=60_000)
-    page.evaluate(
-        "() => [...document.querySelectorAll('.jp-OutputArea-output:has(.jupyter-widgets)')].at(-1).scrollIntoView({block: 'start'})"
-    )
+    page.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea-output:has(.jupyter-widgets)')]
+        .at(-1).scrollIntoView({block: 'start'})""")
     settle(page)
 
 
@@ -219,9 +236,13 @@ def close(page):
 
 def settle(page, quiet=0.5, limit=30):
     "Wait until all figures are drawn and, for a while, nothing has moved."
-    places = "() => [...document.querySelectorAll('.js-plotly-plot, .svg-container, .jupyter-widgets')].map(e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
+    places = """() => [...document.querySelectorAll('.js-plotly-plot, .svg-container, .jupyter-widgets')]
+        .map(e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"""
     page.wait_for_function(
-        "() => { const f = [...document.querySelectorAll('.js-plotly-plot')]; return f.length && f.every(e => e._fullLayout && e.calcdata); }",
+        """() => {
+            const f = [...document.querySelectorAll('.js-plotly-plot')];
+            return f.length && f.every(e => e._fullLayout && e.calcdata);
+        }""",
         timeout=60_000,
     )
     before, since, end = page.evaluate(places), time.monotonic(), time.monotonic() + limit
