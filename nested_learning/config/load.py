@@ -505,6 +505,8 @@ def data_contradictions(
     size = d.image_size or found['image_size']
     if size is not None and min(size) < 8:
         yield f'data.image_size = {list(size)}: the network needs 8 x 8 or more; give a larger size'
+    if getattr(data, 'needs_data_dir', False) and d.data_dir is None:
+        yield f'data.data_dir = null: {name} needs the folder that holds its files'
     if found['num_classes'] is not None and c.continual_learning.strategy not in ('domain', 'table'):
         yield from _class_contradictions(c, found['num_classes'])
 

@@ -41,7 +41,7 @@ class NetworkOptions(Section):
 
     model_config = ConfigDict(frozen=True, extra='allow', protected_namespaces=())
 
-    norm: Optional[Name] = Field(
+    norm: Optional[Literal['batch', 'group', 'group_ws']] = Field(
         None,
         description="'batch', 'group' or 'group_ws' (group norm with weight standardisation); null: batch "
         'where '

@@ -88,7 +88,7 @@ _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.
 
 
 class _Walk:
-    "List folders of a tree, sorted by name; follow links, but to no folder twice."
+    "A walk through the folders of a tree, by name; it follows links, but to no folder twice."
 
     def __init__(self):
         self.seen = {}  # folders listed so far, by device and number
@@ -162,7 +162,7 @@ class _Walk:
 # %% ../../nbs/10_images.ipynb #641ed5ff
 @dataclass(frozen=True)
 class ImageTree:
-    "Name the images of a tree of class folders."
+    "The images of a tree of class folders."
 
     root: str
     files: tuple  # N names seen from the root, with '/'
@@ -201,7 +201,8 @@ def list_images(
     if len(found) == 2:
         _check_same_classes(root, *parts, found)
 
-    classes, files, labels, digest = tuple(found[0]), [], [], hashlib.sha256()
+    classes, digest = tuple(found[0]), hashlib.sha256()
+    files, labels = [], []
     for part in found:
         for label, name in enumerate(classes):
             for file, size, changed in part[name]:
@@ -290,7 +291,7 @@ _BLOCK = 16  # files that a thread takes at a time when all are decoded
 
 
 class ImageFiles:
-    "Hold a split as files, decoded when they are asked for."
+    "A split of image files, decoded when they are asked for."
 
     def __init__(
         self,
@@ -484,7 +485,7 @@ def _hash_file(path) -> str | None:  # 32 hexadecimal digits; None if it cannot 
 
 
 class _PixelCache:
-    "Keep the pixels of a split, and the names of its damaged files, in a folder beside the files."
+    "Pixels of a split and names of its damaged files, kept in a folder beside the files."
 
     def __init__(
         self,

@@ -156,16 +156,16 @@ def table(
     R_task,  # (T, T) the same of task-IL
     names=None,  # rows: names in `METRICS` or `extra`; None: all
     *,
-    extra=None,  # metrics of your own, name -> function of such a matrix; they follow the others
+    extra=None,  # metrics of your own, name -> function of an array (T, T); they follow the others
     chance=None,  # accuracy of the untrained network, (T,) or one number: adds `forward_transfer`
 ):  # frame: one row per metric, columns class_il and task_il
     "Lay out the metrics of one run; learning accuracy always stands beside forgetting."
     import pandas as pd
 
+    chosen = _choose(names, extra or {})
     columns = {}
     for column, matrix in (('class_il', R), ('task_il', R_task)):
-        chosen = _choose(names, extra or {})
-        columns[column] = {name: _number(name, metric(matrix)) for name, metric in chosen.items()}
+        columns[column] = {name: _number(name, f(_matrix(matrix))) for name, f in chosen.items()}
     if chance is not None:
         columns['class_il']['forward_transfer'] = float('nan')
         columns['task_il']['forward_transfer'] = forward_transfer(R_task, chance)

@@ -140,27 +140,33 @@ class Policy:
 
 
 def _choose_reservoir(memory, labels, ranks, bits):
+    "Hold every image with the same probability."
     return reservoir_slots(bits, memory.seen, memory.capacity)
 
 
 def _choose_window(memory, labels, ranks, bits):
+    "Hold the newest images."
     return window_slots(len(labels), memory.seen, memory.capacity)
 
 
 def _choose_balanced(memory, labels, ranks, bits):
+    "Hold as many of each class; pass over images of a class at its share."
     return balanced_slots(labels, ranks, bits, memory.held('labels'), memory.held('rank'), memory.capacity)
 
 
 def _choose_ring(memory, labels, ranks, bits):
+    "Hold as many of each class; a class at its share replaces its own images."
     held, held_ranks = memory.held('labels'), memory.held('rank')
     return balanced_slots(labels, ranks, bits, held, held_ranks, memory.capacity, always=True)
 
 
 def _oldest_leaves_first(positions):
+    "Rank by age."
     return -positions
 
 
 def _unranked_leaves_first(positions):
+    "Rank new images behind all that were herded."
     return torch.full_like(positions, _NOT_HERDED)
 
 

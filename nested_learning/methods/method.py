@@ -295,7 +295,7 @@ class ER(Method):
                 f'replay_batch_size = {self.replay_batch_size}: must be 1 or more; '
                 'for no replay use fine_tune'
             )
-        self.needs_boundaries = self.memory.policy == 'herding'
+        self.needs_boundaries = self.memory.needs_herding
         if self.needs_boundaries and not hasattr(self.model, 'features'):
             raise ValueError(
                 f"policy = 'herding': {type(self.model).__name__} has no `features` to rank images by; "

@@ -22,7 +22,7 @@ _OPTION_NAMES = ('disjoint_ratio', 'width', 'domains', 'path')  # fields that on
 
 @dataclass(frozen=True)
 class StreamConfig:
-    "Say what a stream is made of."
+    "What a stream is made of."
 
     num_tasks: int | None = None  # [tasks] $T$; None = 5, or as many as `domains` or a table has
     classes_per_task: int | None = None  # on average in 'si-blurry'; None = 2, all in 'domain', or a table's
@@ -189,7 +189,7 @@ def _mix_finished(
     left: np.ndarray,  # (F,) rows that each finished task holds
     rows: np.ndarray,  # (W,) rows of finished tasks in each window
 ) -> np.ndarray:  # (F, W) rows of each finished task in each window
-    "Let every window take from the finished tasks in proportion to what they hold."
+    "Fill every window from the finished tasks, in proportion to what they hold."
     task = np.repeat(np.arange(len(left)), left)
     rank = np.arange(len(task)) - np.repeat(np.cumsum(left) - left, left)
     mixed = task[np.argsort((rank + 0.5) / left[task], kind='stable')]
@@ -249,7 +249,7 @@ def allocate(
     first: int,  # task of the first window to lay out
     ratios: tuple,  # blur, recurrence, ood
     begun: bool = False,  # is some of that window shown? What is left of it may then fall short
-    owed: float = 0.0,  # rows of the past that the part shown lacks; made up for while finished tasks hold any
+    owed: float = 0.0,  # rows of the past that the part shown lacks; finished tasks make up for it
 ) -> tuple:  # (T, W) rows of each task in each window, (W,) OOD rows
     "Find quotas that are exact shares of the windows, to one row."
     T, t = len(left), np.arange(first, len(left))

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config.schema import RATIOS
-from ..core import draws, permutation, write_atomic
+from ..core import check_count, draws, permutation, write_atomic
+from ..data.images import check_labels
 from nested_learning.stream.layout import (
     StreamConfig,
     allocate,
     blurry_windows,
-    check_whole,
     choose_disjoint,
     deal,
     gradual_order,
@@ -49,122 +49,22 @@ def _content_hash(
     domains: tuple | None,  # name of the domain of each task
 ) -> str:  # 16 hexadecimal digits
     "Hash what a stream shows and what its tasks are."
-    h = hashlib.sha256(
-        json.dumps([len(table), class_order, task_classes, *([domains] if domains else [])]).encode()
-    )
+    tasks = [len(table), class_order, task_classes]
+    if domains:
+        tasks.append(domains)
+    h = hashlib.sha256(json.dumps(tasks).encode())
     for name in ('sample', 'label', 'task'):
         h.update(np.ascontiguousarray(table[name].to_numpy(), '<i8'))
     h.update(np.ascontiguousarray(table['source'].cat.codes.to_numpy(), 'i1'))
     return h.hexdigest()[:16]
 
-# %% ../../nbs/22_stream.ipynb #5085fbfe
-def _blurry_shares(
-    stream,  # a `Stream` with schedule 'i-blurry' or 'si-blurry'
-) -> np.ndarray:  # (T, 2) rows asked from future and past tasks in each window, real numbers
-    "Share out what leaves the blurry classes equally."
-    config, T, train = stream.config, stream.config.num_tasks, stream.table['sample'].to_numpy() >= 0
-    sizes = np.array([len(classes) for classes in stream.task_classes])
-    counts = np.bincount(stream.table['label'].to_numpy()[train], minlength=max(stream.class_order) + 1)[
-        list(stream.class_order)
-    ]
-    leave = (
-        config.blur_ratio
-        * counts
-        * ~choose_disjoint(stream.seed, sizes, config.disjoint_ratio, config.schedule == 'i-blurry')
-    )
-    given = np.add.reduceat(leave, np.cumsum(sizes) - sizes) / max(T - 1, 1)
-    return np.column_stack([given.sum() - np.cumsum(given), np.cumsum(given) - given])
-
-
-def _asked(
-    stream,  # a `Stream`
-    plan: np.ndarray,  # (W,) number of the plan
-    task: np.ndarray,  # (W,) task in force
-    rows: np.ndarray,  # (W,) rows shown
-) -> np.ndarray:  # (W, 3) shares of future, past and OOD rows
-    "Say which shares a schedule asks for; NaN where it asks for none."
-    asked, schedule = np.array([p[2:] for p in stream.plans])[plan], stream.config.schedule
-    if schedule == 'table':
-        asked[:] = np.nan
-    elif schedule == 'gradual':
-        asked[:, :2] = np.nan
-    elif schedule in ('i-blurry', 'si-blurry'):
-        asked[:, :2] = _blurry_shares(stream)[task] / rows[:, None]
-    else:
-        asked[task == stream.config.num_tasks - 1, 0] = asked[task == 0, 1] = 0
-    return asked
-
-# %% ../../nbs/22_stream.ipynb #cf497a98
-def _realised(
-    stream,  # a `Stream`
-) -> pd.DataFrame:  # a row for each window (each part of it, where a plan changed within) and a total
-    "Compare the shares asked for with those laid out."
-    T, n_plans, table = stream.config.num_tasks, len(stream.plans), stream.table
-    plan = np.searchsorted([p.position for p in stream.plans], table['position'].to_numpy(), side='right') - 1
-    key = (plan * T + table['task'].to_numpy()) * len(SOURCES) + table['source'].cat.codes.to_numpy()
-    counts = np.bincount(key, minlength=n_plans * T * len(SOURCES)).reshape(n_plans, T, len(SOURCES))
-    plan, task = np.nonzero(counts.sum(2))
-    counts = counts[plan, task]
-    rows = counts.sum(1)
-    asked = _asked(stream, plan, task, rows)
-    missing = np.bincount(stream.home(stream.left_out['label'].to_numpy()), minlength=T)
-    last_part = np.append(task[1:] != task[:-1], True)[: len(task)]
-    frame = dict(position=np.append(np.cumsum(rows) - rows, 0), rows=np.append(rows, rows.sum()))
-    for i, source in enumerate(SOURCES[1:]):
-        frame[f'asked_{source}'] = np.append(asked[:, i], (asked[:, i] * rows).sum() / max(rows.sum(), 1))
-        frame[source] = np.append(counts[:, i + 1] / rows, counts[:, i + 1].sum() / max(rows.sum(), 1))
-    frame['left_out'] = np.append(np.where(last_part, missing[task], 0), missing.sum())
-    return pd.DataFrame(frame, index=pd.Index([*task.tolist(), 'total'], name='task'))
-
-# %% ../../nbs/22_stream.ipynb #e47a2c28
-_KEY = b'nested_learning.stream.stream'
-
-
-def _arrow_table(
-    stream,  # a `Stream`
-) -> pa.Table:
-    "Put table and metadata together."
-    meta = dict(
-        config=asdict(stream.config),
-        seed=stream.seed,
-        class_order=stream.class_order,
-        task_classes=stream.task_classes,
-        plans=stream.plans,
-        hash=stream.hash,
-        left_out={name: column.tolist() for name, column in stream.left_out.items()},
-    )
-    table = pa.Table.from_pandas(stream.table, preserve_index=False)
-    return table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(meta)})
-
-
-def _from_arrow_table(
-    table: pa.Table,  # as `_arrow_table` made it
-) -> dict:  # arguments of `Stream`
-    "Take table and metadata apart; raise where they do not agree."
-    meta = json.loads(table.schema.metadata[_KEY])
-    frame = table.to_pandas()
-    frame['source'] = pd.Categorical(frame['source'], categories=SOURCES)
-    config, order = StreamConfig(**meta['config']), tuple(meta['class_order'])
-    homes = tuple(
-        map(tuple, meta.get('task_classes') or np.reshape(order, (config.num_tasks, -1)).tolist())
-    )  # older files lack them
-    made = dict(
-        table=frame,
-        class_order=order,
-        task_classes=homes,
-        config=config,
-        seed=meta['seed'],
-        plans=tuple(Plan(*p) for p in meta['plans']),
-        left_out=pd.DataFrame(meta['left_out'], dtype=np.int64),
-    )
-    if Stream(**made).hash != meta['hash']:
-        raise ValueError('its content does not match its hash')
-    return made
-
 # %% ../../nbs/22_stream.ipynb #ec1dc4ef
+_KEY = b'nested_learning.stream'  # of the metadata in a parquet file
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    "An ordered table of presentations; made by `make_stream` and `replan`."
+    "An ordered table of presentations; made by `make_stream`, `stream_from_table` and `replan`."
 
     table: pd.DataFrame  # columns position, sample, label, task, source
     class_order: tuple  # classes in the order of the tasks
@@ -178,85 +78,192 @@ class Stream:
         return len(self.table)
 
     def __repr__(self):
-        return f'Stream({len(self)} rows, {self.config.num_tasks} tasks, {self.config.schedule}, seed {self.seed}, hash {self.hash})'
-
-    @property
-    def domains(self) -> tuple | None:
-        return self.config.domains  # name of the domain of each task
-
-    @property
-    def task_ends(self) -> tuple:  # positions one past each window
-        return tuple(
-            np.searchsorted(
-                self.table['task'].to_numpy(), np.arange(self.config.num_tasks), side='right'
-            ).tolist()
+        return (
+            f'Stream({len(self)} rows, {self.config.num_tasks} tasks, {self.config.schedule}, '
+            f'seed {self.seed}, hash {self.hash})'
         )
 
     @property
-    def hash(self) -> str:
-        return _content_hash(
-            self.table, self.class_order, self.task_classes, self.domains
-        )  # computed anew each time
+    def domains(self) -> tuple | None:  # name of the domain of each task
+        return self.config.domains
+
+    @property
+    def task_ends(self) -> tuple:  # positions one past each window
+        tasks = np.arange(self.config.num_tasks)
+        return tuple(np.searchsorted(self.table['task'].to_numpy(), tasks, side='right').tolist())
+
+    @property
+    def hash(self) -> str:  # 16 hexadecimal digits, computed anew each time
+        return _content_hash(self.table, self.class_order, self.task_classes, self.domains)
 
     def home(
-        self, labels
-    ) -> np.ndarray:  # (N,) the task that each label belongs to, the first of several; -1 for label -1
+        self,
+        labels,  # (N,) classes, or -1
+    ) -> np.ndarray:  # (N,) the task that each belongs to, the first of several; -1 for label -1
+        "Find the tasks in which classes are at home."
         task = np.full(max(self.class_order) + 2, -1)
         for t, classes in reversed(list(enumerate(self.task_classes))):
             task[list(classes)] = t
         return task[labels]
 
-    def realised(self) -> pd.DataFrame:
-        return _realised(self)
+    def realised(self) -> pd.DataFrame:  # a row for each window, or part of one under a plan; and a total
+        "Compare the shares asked for with those laid out."
+        T, table = self.config.num_tasks, self.table
+        starts = [plan.position for plan in self.plans]
+        plan = np.searchsorted(starts, table['position'].to_numpy(), side='right') - 1
+        shape = len(starts), T, len(SOURCES)
+        key = np.ravel_multi_index((plan, table['task'], table['source'].cat.codes), shape)
+        counts = np.bincount(key, minlength=np.prod(shape)).reshape(shape)
+        plan, task = np.nonzero(counts.sum(2))
+        counts = counts[plan, task]
+        rows = counts.sum(1)
+        total = max(rows.sum(), 1)
+        asked = self._asked(plan, task, rows)
+        missing = np.bincount(self.home(self.left_out['label'].to_numpy()), minlength=T)
+        is_last_part = np.append(task[1:] != task[:-1], True)[: len(task)]
+
+        frame = dict(position=np.append(np.cumsum(rows) - rows, 0), rows=np.append(rows, rows.sum()))
+        for i, source in enumerate(SOURCES[1:]):
+            frame[f'asked_{source}'] = np.append(asked[:, i], (asked[:, i] * rows).sum() / total)
+            frame[source] = np.append(counts[:, i + 1] / rows, counts[:, i + 1].sum() / total)
+        frame['left_out'] = np.append(np.where(is_last_part, missing[task], 0), missing.sum())
+        return pd.DataFrame(frame, index=pd.Index([*task.tolist(), 'total'], name='task'))
 
     def assert_single_pass(self):
         "Raise if any sample, or any OOD image, is presented twice."
         twice = self.table.loc[self.table['sample'].duplicated(), 'sample'].unique()
         if len(twice):
             raise ValueError(
-                f'{len(twice)} samples are presented more than once: {sorted(twice.tolist())[:10]}; make the stream again'
+                f'{len(twice)} samples are presented more than once: {sorted(twice.tolist())[:10]}; '
+                'make the stream again'
             )
 
-    def to_parquet(self, path) -> Path:
+    def to_parquet(
+        self,
+        path,  # file to write, atomically
+    ) -> Path:  # `path`
+        "Write the stream as one file; `from_parquet` reads it."
+        meta = dict(
+            config=asdict(self.config),
+            seed=self.seed,
+            class_order=self.class_order,
+            task_classes=self.task_classes,
+            plans=self.plans,
+            hash=self.hash,
+            left_out={name: column.tolist() for name, column in self.left_out.items()},
+        )
+        table = pa.Table.from_pandas(self.table, preserve_index=False)
+        table = table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(meta)})
         with write_atomic(path) as temporary:
-            pq.write_table(_arrow_table(self), temporary)
+            pq.write_table(table, temporary)
         return Path(path)
 
     @classmethod
-    def from_parquet(cls, path):
+    def from_parquet(
+        cls,
+        path,  # file of `to_parquet`
+    ) -> 'Stream':
+        "Read a stream and check its hash."
         try:
-            return cls(**_from_arrow_table(pq.ParquetFile(path).read()))
+            return cls._from_arrow(pq.ParquetFile(path).read())
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as e:
-            reason = (str(e) or type(e).__name__).splitlines()[0]
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f'{path}: not a stream written by to_parquet, or damaged ({reason}); make it again'
             ) from None
 
+    @classmethod
+    def _from_arrow(
+        cls,
+        table: pa.Table,  # as `to_parquet` writes it
+    ) -> 'Stream':
+        "Take table and metadata apart; raise where they do not agree."
+        meta = json.loads(table.schema.metadata[_KEY])
+        frame = table.to_pandas()
+        frame['source'] = pd.Categorical(frame['source'], categories=SOURCES)
+        stream = cls(
+            frame,
+            tuple(meta['class_order']),
+            tuple(tuple(classes) for classes in meta['task_classes']),
+            StreamConfig(**meta['config']),
+            meta['seed'],
+            tuple(Plan(*plan) for plan in meta['plans']),
+            pd.DataFrame(meta['left_out'], dtype=np.int64),
+        )
+        if stream.hash != meta['hash']:
+            raise ValueError('its content does not match its hash')
+        return stream
+
+    def _asked(
+        self,
+        plan: np.ndarray,  # (W,) number of the plan
+        task: np.ndarray,  # (W,) task in force
+        rows: np.ndarray,  # (W,) rows shown
+    ) -> np.ndarray:  # (W, 3) shares of future, past and OOD rows
+        "Give the shares that the schedule asks for; NaN where it asks for none."
+        schedule = self.config.schedule
+        asked = np.array([p[2:] for p in self.plans])[plan]
+        if schedule == 'table':
+            asked[:] = np.nan
+        elif schedule == 'gradual':
+            asked[:, :2] = np.nan
+        elif schedule in ('i-blurry', 'si-blurry'):
+            asked[:, :2] = self._blurry_shares()[task] / rows[:, None]
+        else:
+            asked[task == self.config.num_tasks - 1, 0] = 0
+            asked[task == 0, 1] = 0
+        return asked
+
+    def _blurry_shares(self) -> np.ndarray:  # (T, 2) rows asked from future and past tasks, real numbers
+        "Share out what leaves the blurry classes equally."
+        config, order = self.config, list(self.class_order)
+        sizes = np.array([len(classes) for classes in self.task_classes])
+        labels = self.table['label'].to_numpy()[self.table['sample'].to_numpy() >= 0]
+        counts = np.bincount(labels, minlength=max(order) + 1)[order]
+        disjoint = choose_disjoint(self.seed, sizes, config.disjoint_ratio, config.schedule == 'i-blurry')
+        leave = config.blur_ratio * counts * ~disjoint
+        given = np.add.reduceat(leave, np.cumsum(sizes) - sizes) / max(config.num_tasks - 1, 1)
+        return np.column_stack([given.sum() - np.cumsum(given), np.cumsum(given) - given])
+
+    def _ood_labels(
+        self,
+        task: np.ndarray,  # (n,) task in force
+        name: str,  # purpose of the draws
+        seed: int,
+    ) -> np.ndarray:  # (n,) labels
+        "Draw a class of the task in force for each OOD row, or give -1."
+        if self.config.ood_policy != 'label_noise':
+            return np.full(len(task), -1)
+        groups = self.task_classes
+        if self.config.schedule == 'iid':
+            groups = [self.class_order] * self.config.num_tasks
+        sizes = np.array([len(classes) for classes in groups])
+        drawn = draws(seed, name, len(task)) % sizes[task].astype(np.uint64)
+        return np.concatenate(groups)[(np.cumsum(sizes) - sizes)[task] + drawn.astype(np.int64)]
+
 # %% ../../nbs/22_stream.ipynb #e6f8ff1e
-def _rows_left(
-    stream,  # a `Stream`
-    position: int,  # rows shown
-) -> pd.DataFrame:  # columns sample, label, by sample
-    "Collect the training rows that are not shown before `position`."
-    rest = stream.table.iloc[position:]
-    rest = rest.loc[rest['sample'] >= 0, ['sample', 'label']]
-    return pd.concat([rest, stream.left_out]).sort_values('sample', kind='stable')
+_QUOTAS = ('blurry', 'split', 'iid')  # schedules whose windows are filled by quotas, from any position on
 
 
-def _iid_windows(
-    stream,  # a `Stream`
-    position: int,  # rows shown
-    n_left: int,  # training rows not shown
-) -> np.ndarray:  # (T,) training rows that each window has to come
-    "Divide all training rows into equal windows; take off those shown."
-    T, kept = stream.config.num_tasks, stream.table.iloc[:position]
-    shown = np.bincount(kept.loc[kept['sample'] >= 0, 'task'], minlength=T)
-    return np.diff((shown.sum() + n_left) * np.arange(T + 1) // T) - shown
+class _Rows(NamedTuple):
+    "Training rows with their windows."
+
+    sample: np.ndarray  # (N,) training rows
+    label: np.ndarray  # (N,)
+    task: np.ndarray  # (N,) window
+    source: np.ndarray  # (N,) code of the source
+    ood: np.ndarray  # (T,) OOD rows of each window
+    left_out: pd.DataFrame  # training rows without a window
 
 
-def _frame(sample, label, task, source) -> pd.DataFrame:
+def _frame(
+    sample: np.ndarray,  # (N,)
+    label: np.ndarray,  # (N,)
+    task: np.ndarray,  # (N,)
+    source: np.ndarray,  # (N,) codes
+) -> pd.DataFrame:
     "Make the table of a stream from its columns."
     return pd.DataFrame(
         dict(
@@ -268,140 +275,145 @@ def _frame(sample, label, task, source) -> pd.DataFrame:
         )
     )
 
-
-def _ood_labels(
-    stream,  # a `Stream`
-    task: np.ndarray,  # (n,) task in force
-    name: str,  # purpose of the draws
-    seed: int,
-) -> np.ndarray:  # (n,) labels
-    "Draw a class of the task in force for each OOD row, or give -1."
-    if stream.config.ood_policy != 'label_noise':
-        return np.full(len(task), -1)
-    groups = (
-        [stream.class_order] * stream.config.num_tasks
-        if stream.config.schedule == 'iid'
-        else stream.task_classes
-    )
-    sizes = np.array([len(classes) for classes in groups])
-    drawn = draws(seed, name, len(task)) % sizes[task].astype(np.uint64)
-    return np.concatenate(groups)[(np.cumsum(sizes) - sizes)[task] + drawn.astype(np.int64)]
-
 # %% ../../nbs/22_stream.ipynb #a54fe5cc
-def _plan_windows(
-    stream,  # a `Stream` with schedule 'blurry', 'split' or 'iid' and the new ratios in its config
-    position: int,  # rows to keep
-    seed: int,  # of this plan
-) -> tuple:  # sample, label, task, source of the training rows; OOD rows of each window; rows left out
-    "Fill the windows from `position` on by quotas."
-    config, T, kept = stream.config, stream.config.num_tasks, stream.table.iloc[:position]
-    pool = _rows_left(stream, position)
-    sample, label, n = pool['sample'].to_numpy(), pool['label'].to_numpy(), len(pool)
-    first = int(stream.table['task'].iloc[position]) if position < len(stream) else T if position else 0
-    shuffled, home = permutation(seed, f'stream samples {position}', n), stream.home(label)
-    if config.schedule == 'iid':
-        home[shuffled] = np.repeat(np.arange(T), _iid_windows(stream, position, n))
-    shuffled = shuffled[np.argsort(home[shuffled], kind='stable')]
-    sample, label, home = sample[shuffled], label[shuffled], home[shuffled]
+class _Layout:
+    "Lay out all rows of a stream from a position on."
 
-    left = np.bincount(home, minlength=T)
-    shown = kept.loc[kept['task'] == first, 'source']  # of the window in which the plan begins
-    owed = config.other_task_ratio * len(shown) - (shown == 'past').sum() if first else 0
-    counts, ood = allocate(
-        left, first, tuple(getattr(config, name) for name in RATIOS), len(shown) > 0, max(owed, 0)
-    )
-    counts = np.column_stack([counts, left - counts.sum(1)])  # a last column for rows without a window
-    task = np.repeat(np.tile(np.arange(first, T + 1), T), counts.ravel())
-    placed = task < T
-    left_out = pd.DataFrame(dict(sample=sample[~placed], label=label[~placed]))
-    source = np.sign(home - task)[placed] % 3  # 0 current, 1 future, -1 -> 2 past
-    return (
-        sample[placed],
-        label[placed],
-        task[placed],
-        source,
-        np.append(np.zeros(first, np.int64), ood),
-        left_out,
-    )
+    def __init__(
+        self,
+        stream: Stream,  # with the new ratios in its config; rows that are not shown are in it or left out
+        position: int,  # rows to keep
+        seed: int,  # of this plan
+    ):
+        self.stream = stream
+        self.config = stream.config
+        self.num_tasks = stream.config.num_tasks
+        self.position = position
+        self.seed = seed
+        self.kept = stream.table.iloc[:position]
 
-# %% ../../nbs/22_stream.ipynb #122571e9
-def _whole_schedule(
-    stream,  # a `Stream` with any other schedule and all rows in `left_out`
-    seed: int,
-) -> tuple:  # as `_plan_windows`
-    "Give each training row its window."
-    config, T, rows = stream.config, stream.config.num_tasks, stream.left_out
-    sample, label = rows['sample'].to_numpy(), rows['label'].to_numpy()
-    place = np.full(max(stream.class_order) + 1, -1)
-    place[list(stream.class_order)] = np.arange(len(stream.class_order))
-    if config.schedule == 'gradual':
-        order = gradual_order(seed, place[label], config.width * len(label) / T)
-        sample, label, task = (
-            sample[order],
-            label[order],
-            np.repeat(np.arange(T), np.diff(len(label) * np.arange(T + 1) // T)),
+    def lay_out(self) -> Stream:
+        "Give the stream with its new rows."
+        rows = self._by_quotas() if self.config.schedule in _QUOTAS else self._as_a_whole()
+        n, position = len(rows.sample), self.position
+        task = np.append(rows.task, np.repeat(np.arange(len(rows.ood)), rows.ood))
+        order = permutation(self.seed, f'stream order {position}', len(task))
+        order = order[np.argsort(task[order], kind='stable')]
+        if self.config.schedule == 'gradual':
+            order[order < n] = np.arange(n)  # only OOD rows are shuffled in
+
+        def place(values, ood_value):
+            return np.append(values, np.full(rows.ood.sum(), ood_value))[order]
+
+        def join(name, values):
+            return np.append(self.kept[name].to_numpy(), values)
+
+        task, sample, label = task[order], place(rows.sample, -1), place(rows.label, -1)
+        noise = np.flatnonzero(sample < 0)
+        used = -min(self.kept['sample'].min(), 0) if position else 0
+        sample[noise] = -1 - used - np.arange(len(noise))
+        label[noise] = self.stream._ood_labels(task[noise], f'stream ood labels {position}', self.seed)
+        source = np.append(self.kept['source'].cat.codes, place(rows.source, SOURCES.index('ood')))
+        table = _frame(
+            join('sample', sample), join('label', label), join('task', task), source.astype(np.int8)
         )
-    elif config.schedule == 'domain':
-        task = deal(seed, label, T)
-    else:
-        sizes, even = (
-            np.array([len(classes) for classes in stream.task_classes]),
-            config.schedule == 'i-blurry',
+        return replace(self.stream, table=table, left_out=rows.left_out)
+
+    def _by_quotas(self) -> _Rows:
+        "Fill the windows from `position` on by quotas."
+        T, position, rest = self.num_tasks, self.position, self._rows_left()
+        sample, label = rest['sample'].to_numpy(), rest['label'].to_numpy()
+        home = self.stream.home(label)
+        order = permutation(self.seed, f'stream samples {position}', len(rest))
+        if self.config.schedule == 'iid':
+            home[order] = np.repeat(np.arange(T), self._iid_windows(len(rest)))
+        order = order[np.argsort(home[order], kind='stable')]
+        sample, label, home = sample[order], label[order], home[order]
+
+        first, left = self._first_window(), np.bincount(home, minlength=T)
+        shown = self.kept.loc[self.kept['task'] == first, 'source']  # of the window where the plan begins
+        ratios = tuple(getattr(self.config, name) for name in RATIOS)
+        owed = ratios[1] * len(shown) - (shown == 'past').sum() if first else 0
+        counts, ood = allocate(left, first, ratios, len(shown) > 0, max(owed, 0))
+        counts = np.column_stack([counts, left - counts.sum(1)])  # a last column for rows without a window
+        task = np.repeat(np.tile(np.arange(first, T + 1), T), counts.ravel())
+        placed = task < T
+        return _Rows(
+            sample[placed],
+            label[placed],
+            task[placed],
+            np.sign(home - task)[placed] % 3,  # 0 current, 1 future, -1 -> 2 past
+            np.append(np.zeros(first, np.int64), ood),
+            pd.DataFrame(dict(sample=sample[~placed], label=label[~placed])),
         )
-        disjoint = choose_disjoint(seed, sizes, config.disjoint_ratio, even)
-        task = blurry_windows(seed, place[label], sizes, disjoint, config.blur_ratio, even)
-    source = np.zeros_like(task) if config.schedule == 'domain' else np.sign(stream.home(label) - task) % 3
-    ood = np.floor(np.bincount(task, minlength=T) * config.ood_ratio / (1 - config.ood_ratio) + 0.5).astype(
-        np.int64
-    )
-    return sample, label, task, source, ood, rows[:0]
 
+    def _first_window(self) -> int:
+        "Find the task in force at the first row to lay out."
+        if self.position < len(self.stream):
+            return int(self.stream.table['task'].iloc[self.position])
+        return self.num_tasks if self.position else 0
 
-def _lay_out(
-    stream,  # a `Stream`, with the new ratios in its config
-    position: int,  # rows to keep
-    seed: int,  # of this plan
-) -> Stream:
-    "Lay out all rows from `position` on."
-    planned, kept = stream.config.schedule in ('blurry', 'split', 'iid'), stream.table.iloc[:position]
-    sample, label, task, source, ood, left_out = (
-        _plan_windows(stream, position, seed) if planned else _whole_schedule(stream, seed)
-    )
-    n = len(sample)
-    task = np.append(task, np.repeat(np.arange(len(ood)), ood))
-    order = permutation(seed, f'stream order {position}', len(task))
-    order = order[np.argsort(task[order], kind='stable')]
-    if stream.config.schedule == 'gradual':
-        order[order < n] = np.arange(n)  # only OOD rows are shuffled in
-    fill = lambda values, value: np.append(values, np.full(ood.sum(), value))[order]
-    task, source, sample, label = (
-        task[order],
-        fill(source, SOURCES.index('ood')),
-        fill(sample, -1),
-        fill(label, -1),
-    )
+    def _rows_left(self) -> pd.DataFrame:  # columns sample, label, by sample
+        "Collect the training rows that are not shown."
+        rest = self.stream.table.iloc[self.position :]
+        rest = rest.loc[rest['sample'] >= 0, ['sample', 'label']]
+        return pd.concat([rest, self.stream.left_out]).sort_values('sample', kind='stable')
 
-    noise, used = np.flatnonzero(sample < 0), -min(kept['sample'].min(), 0) if position else 0
-    sample[noise] = -1 - used - np.arange(len(noise))
-    label[noise] = _ood_labels(stream, task[noise], f'stream ood labels {position}', seed)
-    join = lambda name, new: np.append(kept[name].to_numpy(), new)
-    source = np.append(kept['source'].cat.codes, source).astype(np.int8)
-    table = _frame(join('sample', sample), join('label', label), join('task', task), source)
-    return replace(stream, table=table, left_out=left_out)
+    def _iid_windows(
+        self,
+        n_left: int,  # training rows not shown
+    ) -> np.ndarray:  # (T,) training rows that each window has to come
+        "Divide all training rows into equal windows; take off those shown."
+        T = self.num_tasks
+        shown = np.bincount(self.kept.loc[self.kept['sample'] >= 0, 'task'], minlength=T)
+        return np.diff((shown.sum() + n_left) * np.arange(T + 1) // T) - shown
+
+    def _as_a_whole(self) -> _Rows:
+        "Give each training row its window; all of them are left out so far."
+        config, T, rows = self.config, self.num_tasks, self.stream.left_out
+        sample, label = rows['sample'].to_numpy(), rows['label'].to_numpy()
+        order = list(self.stream.class_order)
+        place = np.full(max(order) + 1, -1)
+        place[order] = np.arange(len(order))
+        if config.schedule == 'gradual':
+            queue = gradual_order(self.seed, place[label], config.width * len(label) / T)
+            sample, label = sample[queue], label[queue]
+            task = np.repeat(np.arange(T), np.diff(len(label) * np.arange(T + 1) // T))
+        elif config.schedule == 'domain':
+            task = deal(self.seed, label, T)
+        else:
+            even = config.schedule == 'i-blurry'
+            sizes = np.array([len(classes) for classes in self.stream.task_classes])
+            disjoint = choose_disjoint(self.seed, sizes, config.disjoint_ratio, even)
+            task = blurry_windows(self.seed, place[label], sizes, disjoint, config.blur_ratio, even)
+        if config.schedule == 'domain':
+            source = np.zeros_like(task)
+        else:
+            source = np.sign(self.stream.home(label) - task) % 3
+        ood = np.bincount(task, minlength=T) * config.ood_ratio / (1 - config.ood_ratio)
+        return _Rows(sample, label, task, source, np.floor(ood + 0.5).astype(np.int64), rows[:0])
 
 # %% ../../nbs/22_stream.ipynb #0082da3f
-def _check_labels(
-    labels,  # labels of the training split
-) -> np.ndarray:  # (N,) int64
-    "Check labels."
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not labels.size:
-        raise ValueError(f'labels: must be a row of integers with at least one, got shape {labels.shape}')
-    if labels.dtype.kind not in 'iu':
-        raise ValueError(f'labels: must be integers, got {labels.dtype}')
-    if labels.min() < 0:
-        raise ValueError(f'labels: must be 0 or more, got {labels.min()}')
-    return labels.astype(np.int64)
+def _check_order(
+    order: tuple,  # classes in the order of the tasks
+    present: np.ndarray,  # (K,) samples of each class
+    least: int,  # samples that each must have
+):
+    "Raise for classes that do not exist or have too few samples."
+    for label in order:
+        if label >= len(present):
+            raise ValueError(
+                f'class_order holds {label}: the labels have the classes 0 to {len(present) - 1} only'
+            )
+        if not present[label]:
+            raise ValueError(
+                f'class {label} has no samples: number the classes 0, 1, 2, ... without gaps, '
+                'or leave it out by class_order'
+            )
+        if present[label] < least:
+            raise ValueError(
+                f'class {label} has {present[label]} samples: must have one for each of the {least} domains'
+            )
 
 
 def _choose_order(
@@ -410,29 +422,22 @@ def _choose_order(
     seed: int,
 ) -> tuple:  # classes in the order of the tasks
     "Take the class order given, or draw one of all classes."
-    K, T, domain = len(present), config.num_tasks, config.schedule == 'domain'
-    c = (config.classes_per_task or len(config.class_order or present)) if domain else config.classes_per_task
-    wanted, said = (
-        (c, f'classes_per_task = {c}')
-        if domain
-        else (T * c, f'num_tasks * classes_per_task = {T} * {c} = {T * c}')
-    )
-    if config.class_order is None and wanted != K:
+    K, order = len(present), config.class_order
+    T, c = config.num_tasks, config.classes_per_task
+    is_domain = config.schedule == 'domain'
+    if is_domain:
+        wanted = c or len(order or present)
+        said = f'classes_per_task = {wanted}'
+    else:
+        wanted = T * c
+        said = f'num_tasks * classes_per_task = {T} * {c} = {wanted}'
+    if order is None and wanted != K:
         raise ValueError(
-            f'{said}: must equal the number of classes, {K}; change one of them, or name the classes to use in class_order'
+            f'{said}: must equal the number of classes, {K}; '
+            'change one of them, or name the classes to use in class_order'
         )
-    order = config.class_order or tuple(permutation(seed, 'stream classes', K).tolist())
-    for label in order:
-        if label >= K:
-            raise ValueError(f'class_order holds {label}: the labels have the classes 0 to {K - 1} only')
-        if not present[label]:
-            raise ValueError(
-                f'class {label} has no samples: number the classes 0, 1, 2, ... without gaps, or leave it out by class_order'
-            )
-        if domain and present[label] < T:
-            raise ValueError(
-                f'class {label} has {present[label]} samples: must have one for each of the {T} domains'
-            )
+    order = order or tuple(permutation(seed, 'stream classes', K).tolist())
+    _check_order(order, present, least=T if is_domain else 1)
     return order
 
 # %% ../../nbs/22_stream.ipynb #a8dcc8ad
@@ -445,9 +450,10 @@ def _divide(
     T = config.num_tasks
     if config.schedule == 'domain':
         return (order,) * T
-    sizes = (
-        random_sizes(seed, len(order), T) if config.schedule == 'si-blurry' else np.full(T, len(order) // T)
-    )
+    if config.schedule == 'si-blurry':
+        sizes = random_sizes(seed, len(order), T)
+    else:
+        sizes = np.full(T, len(order) // T)
     return tuple(tuple(part.tolist()) for part in np.split(np.array(order), np.cumsum(sizes)[:-1]))
 
 
@@ -473,28 +479,30 @@ def make_stream(
     if config.schedule == 'table':
         if config.path is None:
             raise ValueError(
-                "path = None: schedule 'table' needs a .parquet, .csv or .json file, or call stream_from_table"
+                "path = None: schedule 'table' needs a .parquet, .csv or .json file, "
+                'or call stream_from_table'
             )
         return stream_from_table(labels, read_table(config.path), config, seed)
-    labels = _check_labels(labels)
+    labels = check_labels(labels, least=0)
     order = _choose_order(np.bincount(labels), config, seed)
     if config.schedule == 'domain':
         config = replace(config, classes_per_task=len(order))
     used = np.flatnonzero(np.isin(labels, order))
     left_out = pd.DataFrame(dict(sample=used, label=labels[used]))
-    return _lay_out(_blank(order, _divide(order, config, seed), config, seed, left_out), 0, seed)
+    blank = _blank(order, _divide(order, config, seed), config, seed, left_out)
+    return _Layout(blank, 0, seed).lay_out()
 
 # %% ../../nbs/22_stream.ipynb #66e170e4
 def stream_from_table(
     labels,  # (N,) labels of the training split
-    table: pd.DataFrame,  # columns sample, and label, task, source, position where they are known; shown in this order
+    table: pd.DataFrame,  # columns sample, and label, task, source, position where known; rows as shown
     config: StreamConfig = StreamConfig(schedule='table'),
     seed: int = 0,  # draws labels of OOD rows that have none
 ) -> Stream:
     "Show a table of presentations as it stands."
     if config.schedule != 'table':
         raise ValueError(f"schedule = {config.schedule!r}: must be 'table' for a table of one's own")
-    rows = check_table(table, _check_labels(labels), config.num_tasks)
+    rows = check_table(table, check_labels(labels, least=0), config.num_tasks)
     homes = find_homes(rows, config.class_order, config.classes_per_task)
     sizes = {len(classes) for classes in homes}
     config = replace(config, num_tasks=len(homes), classes_per_task=sizes.pop() if len(sizes) == 1 else None)
@@ -502,11 +510,11 @@ def stream_from_table(
     sample, label, task = (rows[name].to_numpy(copy=True) for name in ('sample', 'label', 'task'))
     ood = np.flatnonzero(sample < 0)
     free = ood if config.ood_policy != 'label_noise' else ood[label[ood] == -1]
-    label[free] = _ood_labels(stream, task[free], 'stream table labels', seed)
-    strange = np.setdiff1d(label[ood], [-1, *stream.class_order])
-    if len(strange):
+    label[free] = stream._ood_labels(task[free], 'stream table labels', seed)
+    unknown = np.setdiff1d(label[ood], [-1, *stream.class_order])
+    if len(unknown):
         raise ValueError(
-            f'table: an OOD row has label {strange[0]}: must be a class of the table, or -1 to have one drawn'
+            f'table: an OOD row has label {unknown[0]}: must be a class of the table, or -1 to have one drawn'
         )
     if 'source' in rows:
         source = pd.Categorical(rows['source'], categories=SOURCES).codes
@@ -526,11 +534,12 @@ def replan(
         if name not in RATIOS:
             raise ValueError(f'{name} = {ratios[name]!r}: replan changes only {", ".join(RATIOS)}')
     schedule = stream.config.schedule
-    if schedule not in ('blurry', 'split', 'iid'):
+    if schedule not in _QUOTAS:
         raise ValueError(
-            f'schedule = {schedule!r}: is laid out as a whole and cannot be replanned; make the stream anew, or use blurry or iid'
+            f'schedule = {schedule!r}: is laid out as a whole and cannot be replanned; '
+            'make the stream anew, or use blurry or iid'
         )
-    position = check_whole('position', position, 0)
+    position = check_count('position', position)
     if position > len(stream):
         raise ValueError(
             f'position = {position}: the stream has {len(stream)} rows, so it must lie in 0 to {len(stream)}'
@@ -539,4 +548,4 @@ def replan(
     config = replace(stream.config, **{**dict(zip(RATIOS, in_force[2:])), **ratios})
     plans = tuple(plan for plan in stream.plans if plan.position < position)
     plan = Plan(position, seed, *(getattr(config, name) for name in RATIOS))
-    return _lay_out(replace(stream, config=config, plans=(*plans, plan)), position, seed)
+    return _Layout(replace(stream, config=config, plans=(*plans, plan)), position, seed).lay_out()

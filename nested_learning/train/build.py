@@ -15,7 +15,15 @@ import torch
 from ..config.components import ConfigError, find
 from ..config.load import Config, data_contradictions, network_class, takes
 from ..core import generator, pick_device, seeded
-from ..data.datasets import Dataset, ImageArray, holdout_split, load_dataset, subset
+from nested_learning.data.datasets import (
+    Dataset,
+    ImageArray,
+    Known,
+    as_dataset,
+    holdout_split,
+    load_dataset,
+    subset,
+)
 from ..data.ood import ood_images
 from ..data.transforms import DOMAINS, View
 from ..methods.memory import Memory, capacity_of
@@ -33,7 +41,9 @@ def load_data(config: Config) -> Dataset:
     d = config.data
     known = find('data set', d.dataset_name)
     try:
-        data = known if isinstance(known, Dataset) else _load(config, known)
+        data = (
+            known.resized(d.image_size, d.pin_memory) if isinstance(known, Dataset) else _load(config, known)
+        )
     except (ValueError, OSError) as e:
         raise ConfigError(f'data.dataset_name = {d.dataset_name!r}: {e}') from None
     wrong = list(data_contradictions(config, data))
@@ -43,12 +53,16 @@ def load_data(config: Config) -> Dataset:
 
 
 def _load(config: Config, known) -> Dataset:
-    "Load a data set by its short name, or call the function that makes it."
+    "Load a data set of ours, or call the function that makes one."
     d = config.data
-    options = dict(image_size=d.image_size, pin_memory=d.pin_memory)
-    options |= dict(num_workers=d.num_workers, prefetch_factor=d.prefetch_factor)
-    options |= d.dataset_options.model_dump(exclude_none=True)
-    return load_dataset(known if callable(known) else d.dataset_name, d.data_dir, **options)
+    if isinstance(known, Known):
+        asked = dict(num_workers=d.num_workers, prefetch_factor=d.prefetch_factor)
+        asked |= d.dataset_options.model_dump(exclude_none=True)
+        options = {name: value for name, value in asked.items() if name in known.options}
+        return load_dataset(d.dataset_name, d.data_dir, d.image_size, d.pin_memory, **options)
+    offered = dict(data_dir=d.data_dir, image_size=d.image_size)
+    made = known(**{name: value for name, value in offered.items() if takes(known, name)})
+    return as_dataset(made, d.dataset_name).resized(d.image_size, d.pin_memory)
 
 
 def split_data(
