@@ -1,15 +1,20 @@
-"""Change the code of optim, cms and consolidation in one place at a time; its notebook must notice: `python tests/mutants.py --out FOLDER`.
+"""Change the code of optim, cms and averages in one place at a time; its notebook must notice.
 
-Not a part of CI: it takes 10 to 20 minutes on two cores, and needs `pip install mutmut==3.8.1`, from which the changes come: another operator,
-number, string, argument and so on. Decorated functions and code outside of functions, which mutmut leaves out, are changed too; docstrings are not.
+Run `python tests/mutants.py --out FOLDER`.
 
-The notebook's cells run as `nbdev_test` runs them, exported cells replaced by the module. A cell that fails, or one that takes far longer than in
-the unchanged notebook, kills the mutant. To save time a mutant starts at the first cell that reaches the changed function: the process that runs
-the unchanged notebook stops before each cell and forks a child for each such mutant, which puts the changed code into the module's functions.
+Not a part of CI: it takes 10 to 20 minutes on two cores, and needs `pip install mutmut==3.8.1`, from which
+the changes come: another operator, number, string, argument and so on. Decorated functions and code outside
+of functions, which mutmut leaves out, are changed too; docstrings are not.
 
-FOLDER/mutants.json has the numbers and all survivors. `tests/mutants.yaml` lists survivors that are accepted, each with a reason: mostly that the
-changed program does the same. Any other survivor, or fewer than 90% killed in a module, is a failure. `--only FOLDER/mutants.json` runs the
-survivors of a former run alone, `--match TEXT` those mutants that have TEXT in their description."""
+The notebook's cells run as `nbdev_test` runs them, exported cells replaced by the module. A cell that fails,
+or one that takes far longer than in the unchanged notebook, kills the mutant. To save time a mutant starts at
+the first cell that reaches the changed function: the process that runs the unchanged notebook stops before
+each cell and forks a child for each such mutant, which puts the changed code into the module's functions.
+
+FOLDER/mutants.json has the numbers and all survivors. `tests/mutants.yaml` lists survivors that are accepted,
+each with a reason: mostly that the changed program does the same. Any other survivor, or fewer than 90%
+killed in a module, is a failure. `--only FOLDER/mutants.json` runs the survivors of a former run alone,
+`--match TEXT` those mutants that have TEXT in their description."""
 
 import argparse
 import ast
@@ -72,7 +77,7 @@ def functions(source):
 
 
 def find_mutants(module, source):
-    "Give all mutants of a module: `source`, `line`, the `function` around it, and a `text` that tells what has changed."
+    "Give all mutants of a module: `source`, `line`, the `function` around it, and what changed as `text`."
     wrapper, visitor = (
         cst.MetadataWrapper(cst.parse_module(source)),
         Visitor(mutation_operators, IgnoredCode(set(), set(), set())),
@@ -137,7 +142,7 @@ def run_cell(cell, space, module):
 
 
 def first_reached(module, cells, space):
-    "Give line -> number of the first cell that reaches it, and the seconds that the unchanged notebook takes."
+    "Give line -> number of the first cell that reaches it, and the seconds the unchanged notebook takes."
     watch, started = coverage.Coverage(data_file=None, include=[module.__file__]), time.process_time()
     watch.start()
     for number, cell in enumerate(cells):
@@ -151,7 +156,7 @@ def first_reached(module, cells, space):
 
 
 def plain_functions(names, home):
-    "Give name -> function of what the module `home` defines: functions and, as Class.method, methods; without their decorators."
+    "Give name -> function, without decorators, of functions and (as Class.method) methods of a module."
     found = {}
     for name, value in names.items():
         if inspect.isclass(value) and value.__module__ == home:
@@ -169,7 +174,7 @@ def plain_functions(names, home):
 
 
 def change(module, mutant):
-    "Put a mutant's code into the functions of the imported module; its constants and attributes of classes, where those have changed, too."
+    "Put a mutant's code, constants and class attributes into the imported module."
     names = {'__name__': module.__name__}
     exec(compile(mutant['source'], module.__file__, 'exec'), names)
     new = plain_functions(names, module.__name__)

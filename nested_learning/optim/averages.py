@@ -171,7 +171,7 @@ class Consolidation:
             return average(inputs)
 
     def state_dict(self) -> dict:  # the averages' tensors are the live ones: write or copy them
-        "Give steps, what was asked for, and the averages' tensors."
+        "Give the steps, the options and the averages' tensors."
         return dict(
             steps=self.steps,
             windows=list(self.windows),

@@ -35,17 +35,17 @@ def _record_inputs(
 ) -> list:  # handles; `handle.remove()` ends the recording
     "Pass the inputs of linear layers to `record` whenever their outputs get a gradient."
 
-    def listen_to(weight):
-        def listen(module, inputs, output):
+    def recorder(weight):
+        def keep_inputs(module, inputs, output):
             if module.weight is weight and weight.requires_grad and output.requires_grad:
                 kept = inputs[0].detach()
                 output.register_hook(lambda grad: record(weight, kept))
 
-        return listen
+        return keep_inputs
 
     wanted = {id(weight) for weight in weights}
     return [
-        layer.register_forward_hook(listen_to(layer.weight))
+        layer.register_forward_hook(recorder(layer.weight))
         for layer in model.modules()
         if isinstance(layer, nn.Linear) and id(layer.weight) in wanted
     ]

@@ -147,7 +147,7 @@ class NestedOptimizer(ExactOptimizer):
         self.inner.append(inner)
 
     def _read_group(self, param_group):
-        "Check what is asked of a new level, and complete it."
+        "Check the group of a new level, and complete it."
         group = {'inner': self.inner_class, **param_group}
         self._check_options(group, (*self._level_keys, *self._option_names(group['inner'])))
         if 'frequency' in group:
