@@ -86,7 +86,7 @@ def accuracy(method, seed, folder):
 
 
 def test_golden_accuracy_of_replay(tmp_path):
-    (expected,) = [row['average_accuracy'] for row in RESULTS['methods']['er'] if row['seed'] == 0]
+    (expected,) = [row['accuracy'] for row in RESULTS['methods']['er'] if row['seed'] == 0]
     assert abs(accuracy('er', 0, tmp_path) - expected) < 0.1
 
 
@@ -98,7 +98,7 @@ def test_golden_accuracies(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path] * len(jobs))))
     expected = {
-        (method, row['seed']): row['average_accuracy']
+        (method, row['seed']): row['accuracy']
         for method, rows in RESULTS['methods'].items()
         for row in rows
     }
@@ -107,7 +107,7 @@ def test_golden_accuracies(tmp_path):
         for method in RESULTS['methods']
     }
     allowed = {
-        method: max(0.05, mean_interval([row['average_accuracy'] for row in rows])[1])
+        method: max(0.05, mean_interval([row['accuracy'] for row in rows])[1])
         for method, rows in RESULTS['methods'].items()
     }
     assert all(abs(apart[method]) < allowed[method] for method in apart), (apart, allowed)

@@ -106,10 +106,10 @@ def load_results(
 # %% ../../nbs/99_docs.ipynb #f7d2db90
 _BYTES = 'memory_bytes', 'averages_bytes', 'optimizer_bytes', 'method_bytes'
 COLUMNS = {
-    'class-IL accuracy [%]': (100, 'average_accuracy'),
+    'class-IL accuracy [%]': (100, 'accuracy'),
     'class-IL forgetting [%]': (100, 'forgetting'),
     'class-IL learning accuracy [%]': (100, 'learning_accuracy'),
-    'task-IL accuracy [%]': (100, 'average_accuracy_task'),
+    'task-IL accuracy [%]': (100, 'accuracy_task'),
     'task-IL forgetting [%]': (100, 'forgetting_task'),
     'views per sample': (1, 'views_per_row'),
     'held beside the weights [kB]': (1e-3, *_BYTES),
@@ -230,7 +230,7 @@ def _draw(axes, rows, name):
         axes.plot(after[task:], curves.T, color=colour, alpha=0.25, linewidth=0.8)
         style = dict(color=colour, marker='o', markersize=4, linewidth=2)
         axes.plot(after[task:], curves.mean(0), **style, label=f'task {task}')
-    accuracy = 100 * np.mean([row['average_accuracy'] for row in rows])
+    accuracy = 100 * np.mean([row['accuracy'] for row in rows])
     forgotten = 100 * np.mean([row['forgetting'] for row in rows])
     axes.set_title(f'{name}\naverage accuracy {accuracy:.0f}%, forgetting {forgotten:.0f}%', fontsize=9)
     axes.set(xlabel='after task', xticks=after, ylim=(-3, 103))

@@ -37,7 +37,7 @@ from nested_learning.runs.grid import (
     read_progress,
     read_state,
 )
-from ..train.build import build, load_data
+from ..train.build import build
 from ..train.learner import StepDone
 
 # %% ../../nbs/84_engines.ipynb #5083ffb4
@@ -375,13 +375,11 @@ def _measure(config: Config, steps: int) -> float:
     "Measure a few steps; give the seconds of all."
     with use_threads(config.run.threads), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the run itself will warn
-        data, config = load_data(config)
-        learner = build(config, data)
+        learner = build(config)
         done = (event for event in learner.run() if isinstance(event, StepDone))
         for _ in itertools.islice(done, 2):
             pass
         start = time.perf_counter()
         made = sum(1 for _ in itertools.islice(done, steps))
         seconds = (time.perf_counter() - start) / max(made, 1)
-    batches = -(-len(learner.stream) // config.data.batch_size)
-    return seconds * batches * config.training.updates_per_batch
+    return seconds * learner.loop.steps(len(learner.stream))

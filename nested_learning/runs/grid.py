@@ -30,9 +30,8 @@ from ..config.schema import AtLeastOne, Count, Section
 from ..core import write_text
 from ..measure import metrics
 from . import experiment
-from ..train.build import load_data
 from ..train.checkpoints import list_checkpoints
-from ..train.learner import StepDone
+from ..train.learner import Loop, StepDone
 
 # %% ../../nbs/83_grid.ipynb #9357ac27
 def _grid_key(key: str) -> str:
@@ -378,15 +377,14 @@ def run_or_resume(
         listeners = [_WriteHolder(place)]
         if not (place / 'run.json').is_file():
             _clear_early(place)
-            return experiment.run(config, listeners, progress)
+            return experiment.run(config, listeners=listeners, progress=progress)
         found = experiment.Run(place).info['config_hash']
-        own = load_data(config)[1].hash
-        if found != own:
+        if found != config.hash:
             raise ConfigError(
                 f'run.run_dir = {str(place)!r}: holds a run of another configuration '
-                f'(hash {found}, this one has {own}); name another folder'
+                f'(hash {found}, this one has {config.hash}); name another folder'
             )
-        return experiment.resume(place, listeners, progress)
+        return experiment.resume(place, listeners=listeners, progress=progress)
 
 
 def _clear_early(place: Path):
@@ -448,10 +446,10 @@ def read_progress(
         rows = pq.read_metadata(place / 'stream.parquet').num_rows
     except (OSError, ValueError):
         return 0, None
-    batches = -(-rows // run.config.data.batch_size)
+    loop = Loop(run.config.data.batch_size, run.config.training.updates_per_batch)
     holder = read_holder(place)
     done = holder.step if holder else max(list_checkpoints(place), default=0)
-    return done, int(batches * run.config.training.updates_per_batch)
+    return done, loop.steps(rows)
 
 
 def read_state(
@@ -496,7 +494,7 @@ def tabulate(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/83_grid.ipynb #ee69135c
-METRICS = ('average_accuracy', 'forgetting', 'learning_accuracy')
+METRICS = ('accuracy', 'forgetting', 'learning_accuracy')
 _PROOF = ('stream_hash', 'weights_hash', 'config_hash', 'commit')
 
 
@@ -507,7 +505,7 @@ def _result(planned: Planned, run: experiment.Run) -> dict:
         if key != 'method':
             row[key] = json.dumps(value) if isinstance(value, (list, dict)) else value
     for reading, R in (('class_il', run.R), ('task_il', run.R_task)):
-        row |= {f'{reading}_{name}': getattr(metrics, name)(R) for name in METRICS}
+        row |= {f'{reading}_{name}': metrics.METRICS[name](R) for name in METRICS}
     row |= {name: value for name, value in run.cost.items() if name != 'seconds'}
     row |= {f'{name}_seconds': value for name, value in run.cost['seconds'].items()}
     return row | {name: run.info[name] for name in _PROOF}

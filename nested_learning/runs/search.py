@@ -21,7 +21,7 @@ from .engines import run_pool
 from .experiment import Run
 from .folder import update_run_json
 from .grid import Planned, check_entries, configure, plan, read_entries, read_state
-from ..train.build import build, load_data
+from ..train.build import build
 
 # %% ../../nbs/86_search.ipynb #3309bd45
 def _leaf_types(annotation) -> set:
@@ -133,8 +133,7 @@ def read_search(
 # %% ../../nbs/86_search.ipynb #32876d3e
 def _class_order(config: Config) -> tuple:
     "Make the stream of a configuration; give the order of its classes."
-    data, config = load_data(config)
-    return build(config, data).stream.class_order
+    return build(config).stream.class_order
 
 
 def tuning_keys(
@@ -176,7 +175,7 @@ def _first_tasks(search: Search, own: dict) -> dict:
             'take fewer'
         )
     order = _class_order(config)
-    each = load_data(config)[1].data.classes_per_task
+    each = len(order) // config.data.num_tasks
     keys = dict(stream_seed=first, num_tasks=k, classes_per_task=each, class_order=list(order[: k * each]))
     _class_order(configure(search.base, own | keys))  # says what is wrong with the share held out
     return keys

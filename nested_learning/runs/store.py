@@ -18,23 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ..config.schema import METRICS
 from ..core import write_atomic
 from ..measure import metrics
 from .folder import KINDS, read_answer, read_part
 
 # %% ../../nbs/82_store.ipynb #5a0e0009
-MEASURES = tuple('average_accuracy' if name == 'accuracy' else name for name in METRICS)
-MEASURES = (*MEASURES, *(f'{name}_task' for name in MEASURES))  # columns of class-IL, then those of task-IL
+MEASURES = (
+    *metrics.METRICS,
+    *(f'{name}_task' for name in metrics.METRICS),
+)  # columns of class-IL, then those of task-IL
 
 
 def _measure(R, R_task) -> dict:
     "Compute all metrics of a run from its two matrices."
-    values = {}
-    for name in MEASURES:
-        matrix = R_task if name.endswith('_task') else R
-        values[name] = getattr(metrics, name.removesuffix('_task'))(matrix)
-    return values
+    found = metrics.table(R, R_task, list(metrics.METRICS))
+    class_il = found['class_il'].to_dict()
+    return class_il | {f'{name}_task': value for name, value in found['task_il'].items()}
 
 
 def _flat(keys: dict) -> dict:

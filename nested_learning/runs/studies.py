@@ -87,7 +87,7 @@ def read_numbers(
     numbers = dict(seed=run.config.run.seed, R=_plain_matrix(run.R), R_task=_plain_matrix(run.R_task))
     for end, R in (('', run.R), ('_task', run.R_task)):
         for name in METRICS:
-            value = getattr(metrics, name)(R)
+            value = metrics.METRICS[name](R)
             numbers[name + end] = None if np.isnan(value) else value
     numbers |= {name: run.cost[name] for name in _COSTS}
     numbers['train_seconds'] = run.cost['seconds']['train']

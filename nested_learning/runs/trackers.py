@@ -22,11 +22,11 @@ def scalars(
         for level, distance in event.drift.items():
             named[f'drift/{level}'] = distance
     elif isinstance(event, Evaluated):
-        for row in event.rows:
+        for row in event.accuracies:
             for key in ('class_il', 'task_il'):
                 named[f'{event.split}/{row["readout"]}/{key}/task {row["task"]}'] = row[key]
     elif isinstance(event, OodMeasured):
-        for row in event.rows:
+        for row in event.scores:
             for key in ('ood_auroc', 'false_accept'):
                 named[f'ood/{row["readout"]}/{key}'] = row[key]
     return {name: value for name, value in named.items() if math.isfinite(value)}

@@ -16,7 +16,7 @@ from IPython import get_ipython
 
 from ..config.load import Config, ConfigError, load_config
 from ..config.schema import RATIOS
-from ..runs.experiment import start
+from ..runs.experiment import bring, start
 from ..runs.folder import KINDS
 from .controls import Controls, labelled
 from .live import LiveRun, View
@@ -38,24 +38,29 @@ class _Preview:
 
     def view(self, config: Config) -> View:  # of step 0
         "Lay out what a run of this configuration would begin with."
-        self.data, whole = load_data(config, self.data if config.data == self.asked else None)
+        if config.data != self.asked:
+            self.data = load_data(config)
         self.asked = config.data
-        stream = lay_out(whole, split_data(whole, self.data)[0].labels)
+        train, _ = split_data(config, self.data)
+        stream = lay_out(config, train.labels, self.data.num_classes)
         rows = {kind: pd.DataFrame(dict(step=[])) for kind in KINDS}
-        return View(step=0, position=0, task=0, config=whole, stream=stream, held=None, **rows)
+        return View(step=0, position=0, task=0, config=config, stream=stream, held=None, **rows)
 
 # %% ../../nbs/95_cockpit.ipynb #83a00009
+def _is_plain(value) -> bool:
+    return value is None or isinstance(value, (str, dict))
+
+
 class Pair:
     "Hold a configuration, the run made of it, and perhaps a fork of that run."
 
     def __init__(
         self,
         config=None,  # YAML file or `Config`; None: the defaults
-        **keys,  # override the configuration
+        **keys,  # override the configuration; objects in place of names, as `bring` takes them
     ):
-        if isinstance(config, Config):
-            config, keys = None, config.model_dump(mode='json') | keys
-        self.path = config
+        objects = {key: keys.pop(key) for key in ('data', 'optimizer') if not _is_plain(keys.get(key))}
+        self.base = bring(config or {}, **objects) if objects else config
         self.keys = keys
         self.speed = math.inf  # [steps/s] at most
         self.runs = {}  # 'A' and perhaps 'B' -> `LiveRun`; empty before the first step
@@ -68,7 +73,7 @@ class Pair:
         self.runs = {}
         self.shown = 'A'  # which run is shown and steered
         self.asked = dict(self.keys)  # keys that override the file
-        self.config = load_config(self.path, **self.asked)
+        self.config = load_config(self.base, **self.asked)
 
     @property
     def live(self) -> LiveRun:  # None before the first step
@@ -89,7 +94,7 @@ class Pair:
             self.live.set(key, value)
             return
         self.asked[key] = value
-        self.config = load_config(self.path, **self.asked)
+        self.config = load_config(self.base, **self.asked)
 
     def play(self):
         self._run().play()
@@ -126,7 +131,7 @@ class Pair:
     def _run(self) -> LiveRun:
         "Give the run that is shown; start it where there is none yet."
         if not self.live:
-            config = load_config(self.path, **self.asked)
+            config = load_config(self.base, **self.asked)
             self.runs = {'A': LiveRun(lambda: start(config), speed=self.speed)}
         return self.live
 

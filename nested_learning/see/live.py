@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from ..config.load import Config
-from ..config.schema import KNOBS, RATIOS
+from ..config.schema import RATIOS
 from ..core import use_threads
-from ..runs.experiment import branch, guarded, reopen
-from ..runs.folder import KINDS, event_rows, list_parts, read_rows
+from ..runs.experiment import branch, reopen
+from ..runs.folder import KINDS, list_parts, read_rows
 from ..stream.stream import Stream
+from ..train.knobs import KNOBS
 from ..train.learner import KnobChanged, StepDone, TaskEnded
 
 # %% ../../nbs/92_live.ipynb #80a00006
@@ -87,7 +88,7 @@ class _Record:
 
     def add(
         self,
-        rows: dict,  # of `event_rows`
+        rows: dict,  # of an event
     ):
         "Take the rows of an event."
         for kind, some in rows.items():
@@ -188,13 +189,13 @@ class LiveRun:
 
     def set(
         self,
-        name: str,  # a key, one of `schema.KNOBS`
+        name: str,  # a key, one of `KNOBS`
         value,  # what it is to be
     ):
         "Ask for a knob to be set before the next step; `refused` says why it could not be."
         if name not in KNOBS:
             raise ValueError(f'name = {name!r}: cannot change in mid-run; knobs are {", ".join(KNOBS)}')
-        self.ask(lambda drive: drive.turn(name, value))
+        self.ask(lambda drive: drive.set(name, value))
 
     def ask(
         self,
@@ -272,7 +273,7 @@ class LiveRun:
         try:
             drive = make()
             self._begin(drive, past)
-            with use_threads(drive.config.run.threads), guarded(drive):
+            with use_threads(drive.config.run.threads), drive.guarded():
                 self._rest()
                 for event in drive.events():
                     self._take(event)
@@ -287,14 +288,14 @@ class LiveRun:
     def _begin(self, drive, past):
         "Start from what the run's folder, or the run it was forked from, holds already."
         learner = drive.learner
-        steps = math.ceil(len(learner.stream) / learner.loop.batch_size * learner.loop.updates_per_batch)
+        steps = learner.loop.steps(len(learner.stream))
         with self.wake:
             self.drive = drive
-            self.step = learner.step
+            self.step = learner.steps
             self.record = _Record(drive.folder)
             if past is not None:
-                self.streams = [(step, stream) for step, stream in past.streams if step < learner.step]
-                self.held = [held for held in past.held if held and held.step <= learner.step]
+                self.streams = [(step, stream) for step, stream in past.streams if step < learner.steps]
+                self.held = [held for held in past.held if held and held.step <= learner.steps]
             if not self.streams:
                 self.streams = [(0, learner.stream)]
             self._stride = max(1, steps // 200)
@@ -302,7 +303,7 @@ class LiveRun:
 
     def _take(self, event):
         "Record an event."
-        learner, rows, arrived = self.drive.learner, event_rows(event), time.perf_counter()
+        learner, rows, arrived = self.drive.learner, event.rows(), time.perf_counter()
         with self.wake:
             if isinstance(event, StepDone):
                 rows['steps'][0]['seconds'] = arrived - self._last

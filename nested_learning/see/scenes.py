@@ -32,6 +32,7 @@ from nested_learning.see.plots import (
     task_windows,
     thin,
 )
+from ..train.learner import Loop
 
 # %% ../../nbs/93_scenes.ipynb #81a00008
 def blank(
@@ -57,8 +58,8 @@ def _planned_steps(
     view: View,
 ) -> int:  # [steps]
     "Estimate how many steps the run will have, as its stream and settings are now."
-    left = (len(view.stream) - view.position) / view.config.data.batch_size
-    return view.step + math.ceil(left * view.config.training.updates_per_batch)
+    loop = Loop(view.config.data.batch_size, view.config.training.updates_per_batch)
+    return view.step + loop.steps(len(view.stream) - view.position)
 
 # %% ../../nbs/93_scenes.ipynb #81a0000b
 def answers(
@@ -381,11 +382,7 @@ def draw_pair(
     return fig.update_layout(template=TEMPLATE, height=360, title=_PAIR, title_font_size=14, margin_t=84)
 
 # %% ../../nbs/93_scenes.ipynb #ef2ade09
-_COMPARED = dict(
-    average_accuracy=metrics.average_accuracy,
-    learning_accuracy=metrics.learning_accuracy,
-    forgetting=metrics.forgetting,
-)
+_COMPARED = ('accuracy', 'learning_accuracy', 'forgetting')
 
 
 def compare(
@@ -403,8 +400,8 @@ def compare(
         for rows in sides:
             R = metrics.accuracy_matrix(rows[rows['after'] <= last], column, rows['readout'].iloc[-1])
             known.append(R[: last + 1, : last + 1])
-        for name, metric in _COMPARED.items():
-            table[f'{name.replace("_", " ")}, {scenario}'] = [100 * metric(R) for R in known]
+        for name in _COMPARED:
+            table[f'{name.replace("_", " ")}, {scenario}'] = [100 * metrics.METRICS[name](R) for R in known]
     frame = pd.DataFrame(table, index=['A', 'B']).T
     frame['B - A'] = frame['B'] - frame['A']
     return frame.rename_axis(f'after task {last} [%]')
