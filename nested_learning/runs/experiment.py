@@ -116,7 +116,7 @@ class Run:
 
     def summary(self) -> pd.DataFrame:  # one row per metric, columns class_il and task_il
         "Give the metrics that the configuration asks for."
-        return summarise(self.R, self.R_task, self.config)
+        return summarise(self.R, self.R_task, self.config, self.stream)
 
     def anytime(
         self,
@@ -149,14 +149,13 @@ def summarise(
     R,  # (T, T) class-IL accuracy
     R_task,  # (T, T) task-IL accuracy
     config: Config,  # says which metrics
+    stream: Stream,  # its tasks' classes give the accuracy of chance
 ) -> pd.DataFrame:  # one row per metric, columns class_il and task_il
-    "Compute the metrics that a configuration asks for, those of one's own as far as they can be found."
+    "Compute the metrics that a configuration asks for, one's own too, and forward transfer against chance."
     names = config.evaluation.metrics
-    own = {}
-    for name in names:
-        if name not in metrics.METRICS:
-            own[name] = find('metric', name)
-    return metrics.table(R, R_task, [name for name in names if name not in own], own)
+    own = {name: find('metric', name) for name in names if name not in metrics.METRICS}
+    chance = [1 / len(classes) for classes in stream.task_classes]
+    return metrics.table(R, R_task, names, extra=own, chance=chance)
 
 
 def _read_sources(run_dir: Path) -> dict:
@@ -414,6 +413,7 @@ class Drive:
             learner.stream.to_parquet(folder / 'stream.parquet')  # as it was shown in the end
         tensors = {f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}
         answer = read_answer(folder)
+        found = summarise(answer['R'], answer['R_task'], self.config, learner.stream) if answer else None
         update_run_json(
             folder,
             status='finished',
@@ -422,7 +422,7 @@ class Drive:
             cost=measure_cost(learner, {name: round(s, 3) for name, s in self.seconds.items()}),
             stream_hash=learner.stream.hash,
             answer=answer,
-            metrics=summarise(answer['R'], answer['R_task'], self.config).to_dict() if answer else {},
+            metrics={} if found is None else found.to_dict(),
             weights_hash=hash_tensors(tensors),
         )
 
