@@ -55,6 +55,7 @@ TABLES = {  # kind -> short name -> path; or the path of a table
     'memory policy': 'nested_learning.methods.memory:POLICIES',
     'metric': 'nested_learning.measure.metrics:METRICS',
     'knob': 'nested_learning.train.knobs:KNOBS',
+    'stream': {'StreamConfig': 'nested_learning.stream.layout:StreamConfig'},
 }
 KIND_OF = {  # key of a configuration -> kind of component that it names
     'method': 'method',

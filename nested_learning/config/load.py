@@ -20,7 +20,6 @@ from pydantic import BaseModel, Field, ValidationError
 from .components import KIND_OF, ConfigError, find, give, source_of, table
 from nested_learning.config.schema import (
     ALLOWED,
-    OPTIONS,
     RATIOS,
     REALISM,
     Averages,
@@ -108,15 +107,33 @@ class Config(Section):
 
     def classes_per_task(
         self,
-        num_classes: int,  # of the data set
-    ) -> int | None:  # None: a table's own
+        num_classes: int | None,  # of the data set; None: not known yet
+    ) -> int | None:  # None: a table's own, or not known yet
         "Say how many classes a task adds: as asked, or all of them divided equally."
         asked, order = self.data.classes_per_task, self.data.class_order
-        if self.continual_learning.strategy == 'domain':
+        if self.schedule == 'domain':
             return asked or num_classes
-        if asked is not None or self.continual_learning.strategy == 'table':
+        if asked is not None or self.schedule == 'table':
             return asked
-        return (len(order) if order else num_classes) // self.data.num_tasks
+        total = len(order) if order else num_classes
+        return total and total // self.data.num_tasks
+
+    def stream_config(
+        self,
+        num_classes: int | None,  # of the data set; None: not known yet
+    ):  # a `StreamConfig`, which raises where it cannot be laid out
+        "Say what the stream is made of."
+        cl = self.continual_learning
+        values = dict(
+            num_tasks=None if self.schedule == 'table' else self.data.num_tasks,
+            classes_per_task=self.classes_per_task(num_classes),
+            schedule=self.schedule,
+            class_order=self.data.class_order,
+            ood_policy=cl.ood_policy,
+            **{name: getattr(cl, name) for name in RATIOS},
+            **cl.stream_options.model_dump(),
+        )
+        return find('stream', 'StreamConfig')(**values)
 
     def at(
         self,
@@ -440,30 +457,21 @@ def _fixed(a: Averages) -> dict:
 def _stream_contradictions(
     c: Config,  # derived
 ):  # lines, one for each contradiction
-    "List contradictions of the stream."
-    d, cl = c.data, c.continual_learning
-    ratios = {k: getattr(cl, k) for k in RATIOS}
-    if sum(ratios.values()) >= 1:
-        given = ', '.join(f'{k} = {v}' for k, v in ratios.items())
-        yield f'continual_learning: {given}: must sum to less than 1, so that something of the task is left'
-    for k, v in ratios.items():
-        if v and k not in ALLOWED[c.schedule]:
-            yield (
-                f'continual_learning.{k} = {v}: strategy {cl.strategy} has none; set it to 0, '
-                'or use realistic_streaming'
-            )
-    for k in StreamOptions.model_fields:
-        if k != OPTIONS.get(c.schedule) and getattr(cl.stream_options, k) is not None:
-            yield f'continual_learning.stream_options.{k}: strategy {cl.strategy} has none; leave it out'
+    "List contradictions of the stream; what a stream itself refuses is checked by `StreamConfig` alone."
+    cl = c.continual_learning
+    try:
+        c.stream_config(getattr(find('data set', c.data.dataset_name), 'num_classes', None))
+    except ValueError as e:
+        key = str(e).split()[0]
+        section = 'continual_learning.stream_options' if key in StreamOptions.model_fields else KEYS.get(key)
+        yield f'{section}.{e}' if section else str(e)
     if cl.strategy == 'table' and cl.stream_options.path is None:
-        yield ('continual_learning.strategy = table: needs stream_options.path, a parquet, CSV or JSON file')
-    if cl.ood_policy != 'label_noise' and not cl.ood_ratio and cl.strategy != 'table':
+        yield 'continual_learning.strategy = table: needs stream_options.path, a parquet, CSV or JSON file'
+    if cl.ood_policy != 'label_noise' and not cl.ood_ratio and cl.strategy not in ('table', 'split'):
         yield (
             f'continual_learning.ood_policy = {cl.ood_policy}: has no effect with ood_ratio = 0; '
             'set a ratio above 0'
         )
-    if d.class_order is not None and len(set(d.class_order)) != len(d.class_order):
-        yield f'data.class_order = {list(d.class_order)}: names a class twice'
 
 
 def _evaluation_contradictions(

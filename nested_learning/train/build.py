@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..config.components import ConfigError, find
-from ..config.load import Config, data_contradictions, network_class, takes
+from ..config.load import PRESETS, Config, data_contradictions, network_class, takes
 from ..core import generator, pick_device, seeded
 from nested_learning.data.datasets import (
     Dataset,
@@ -31,7 +31,6 @@ from ..methods.method import Method
 from ..model.levels import assign_levels
 from ..optim.averages import Consolidation
 from ..optim.nested import NestedOptimizer
-from ..stream.layout import StreamConfig
 from ..stream.stream import Stream, make_stream
 from .learner import Learner, Loop
 
@@ -87,26 +86,9 @@ def lay_out(
 ) -> Stream:  # of which nothing is shown yet
     "Lay out the stream of a configuration."
     try:
-        return make_stream(labels, _stream_config(config, num_classes), seed=config.run.stream_seed)
+        return make_stream(labels, config.stream_config(num_classes), seed=config.run.stream_seed)
     except ValueError as e:
         raise ConfigError(str(e)) from None
-
-
-def _stream_config(config: Config, num_classes: int) -> StreamConfig:
-    "Gather what a configuration says about its stream."
-    cl = config.continual_learning
-    policy = {} if config.schedule == 'split' else dict(ood_policy=cl.ood_policy)
-    return StreamConfig(
-        None if config.schedule == 'table' else config.data.num_tasks,
-        config.classes_per_task(num_classes),
-        cl.blur_ratio,
-        cl.other_task_ratio,
-        cl.ood_ratio,
-        schedule=config.schedule,
-        class_order=config.data.class_order,
-        **policy,
-        **cl.stream_options.model_dump(),
-    )
 
 # %% ../../nbs/74_build.ipynb #9658c9be
 class Fetch:
@@ -297,7 +279,8 @@ def _warn(config: Config, stream: Stream, loop: Loop, memory: Memory | None):
                 f'{len(stream)} rows / batch_size {loop.batch_size} x {loop.updates_per_batch:g} updates); '
                 'use smaller batches, more updates or a shorter period'
             )
-    if memory is not None and memory.capacity >= len(stream) and cl.method != 'joint':
+    asked_for = 'memory_size' in PRESETS.get(cl.method, {}).get('means', {})
+    if memory is not None and memory.capacity >= len(stream) and not asked_for:
         warnings.warn(
             f'memory_size = {cl.memory_size}: the memory can hold the whole stream of {len(stream)} rows, '
             'so nothing need be forgotten; use a smaller one'
