@@ -136,7 +136,7 @@ EFFECTS = {
     'continual_learning.stream_options.path': ('refused', 'nowhere.parquet', dict(strategy='table')),
     'continual_learning.realism': ('stream', 'hard', {}),
     'evaluation.metrics': ('summary', ['accuracy', 'backward_transfer'], {}),
-    'evaluation.evaluate_old_tasks': ('rows', False, dict(metrics=['accuracy'])),
+    'evaluation.evaluate_old_tasks': ('rows', False, dict(metrics=['learning_accuracy'])),
     'evaluation.eval_every': ('rows', 5, HELD),
     'evaluation.save_best_model': ('files', True, HELD),
     'evaluation.model_save_path': ('elsewhere', 'best_model.pt', dict(HELD, save_best_model=True)),

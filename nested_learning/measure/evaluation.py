@@ -7,6 +7,7 @@ __all__ = ['count_correct', 'evaluate', 'Transformed', 'evaluate_ood']
 
 # %% ../../nbs/63_evaluation.ipynb #12c7cf2b
 import math
+import warnings
 from contextlib import ExitStack
 
 import numpy as np
@@ -27,8 +28,9 @@ def count_correct(
 ) -> torch.Tensor:  # (3, T) int64: images correct in class-IL, correct in task-IL, and all
     "Count what is correct in both readings of the same logits."
     seen = class_masks[begun].any(0)
-    class_il = logits.masked_fill(~seen, -math.inf).argmax(1) == labels
-    task_il = logits.masked_fill(~class_masks[tasks], -math.inf).argmax(1) == labels
+    known = ~logits.isnan().any(1)  # an answer that is no number is wrong
+    class_il = known & (logits.masked_fill(~seen, -math.inf).argmax(1) == labels)
+    task_il = known & (logits.masked_fill(~class_masks[tasks], -math.inf).argmax(1) == labels)
     everything = torch.ones_like(task_il)
     T = len(class_masks)
     counts = [torch.bincount(tasks[counted], minlength=T) for counted in (class_il, task_il, everything)]
@@ -53,6 +55,7 @@ def evaluate(
     device = next(next(iter(modules.values())).parameters()).device
     has_begun = torch.arange(T, device=device) < begun
     counts = {name: torch.zeros(3, T, dtype=torch.int64, device=device) for name in modules}
+    lost = {name: torch.zeros((), dtype=torch.int64, device=device) for name in modules}
     with forked_random(), ExitStack() as modes:
         for module in modules.values():
             modes.enter_context(evaluating(module))
@@ -64,11 +67,23 @@ def evaluate(
                 logits = module(images).float()
                 masks = _class_masks(task_classes, logits.shape[1]).to(device)
                 counts[name] += count_correct(logits, labels, of_task, masks, has_begun)
+                lost[name] += logits.isnan().any(1).sum()
+    _report_lost(lost, len(indices))
     rows = []
     for task in tasks:
         for name in modules:
             rows.append(_row(task, name, *counts[name][:, task].tolist(), task < begun))
     return tuple(rows)
+
+
+def _report_lost(
+    lost: dict,  # read-out's name -> number of images whose logits are not numbers
+    n: int,  # images
+):
+    "Warn of answers that are not numbers."
+    for name, count in lost.items():
+        if count:
+            warnings.warn(f'{count.item()} of {n} answers of {name} are NaN; they count as wrong')
 
 
 def _task_of_class(

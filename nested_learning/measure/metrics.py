@@ -40,33 +40,54 @@ def mean_measured(
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float('nan')
 
+# %% ../../nbs/60_metrics.ipynb #a1fc4610
+def _mean(
+    values,  # (*) numbers that all belong to the mean
+) -> float:  # NaN if one of them was not measured, or if there are none
+    "Average numbers, none of which may be missing."
+    values = np.asarray(values, np.float64)
+    return float(values.mean()) if values.size else float('nan')
+
+
+def _tested(
+    M,  # (T, T)
+) -> np.ndarray:  # (T,) bool
+    "Find the tasks that were measured at any time."
+    return ~np.isnan(M).all(0)
+
 # %% ../../nbs/60_metrics.ipynb #0c919135
 def average_accuracy(
     R,  # (T, T) accuracy on task (column) after learning task (row)
 ) -> float:  # share, like the entries of R
     "Average the last row: accuracy over all tasks at the end (Lopez-Paz and Ranzato 2017)."
-    return mean_measured(_matrix(R)[-1])
+    M = _matrix(R)
+    return _mean(M[-1, _tested(M)])
 
 
 def old_task_accuracy(
     R,  # (T, T) accuracy on task (column) after learning task (row)
 ) -> float:  # share; NaN with one task: none is old
     "Average the last row without the task learned last."
-    return mean_measured(_matrix(R)[-1, :-1])
+    M = _matrix(R)
+    return _mean(M[-1, :-1][_tested(M)[:-1]])
 
 # %% ../../nbs/60_metrics.ipynb #69e83355
 def learning_accuracy(
     R,  # (T, T) accuracy on task (column) after learning task (row)
 ) -> float:  # share, like the entries of R
     "Average the diagonal: accuracy on each task just after learning it (Riemer et al. 2019)."
-    return mean_measured(np.diag(_matrix(R)))
+    M = _matrix(R)
+    return _mean(np.diag(M)[_tested(M)])
 
 # %% ../../nbs/60_metrics.ipynb #bebb5600
 def average_incremental_accuracy(
     R,  # (T, T) accuracy on task (column) after learning task (row)
 ) -> float:  # share, like the entries of R
-    "Average, over all task ends, the accuracy on the tasks learned so far (Rebuffi et al. 2017)."
-    return mean_measured([mean_measured(row[: i + 1]) for i, row in enumerate(_matrix(R))])
+    "Average, over all task ends, the mean accuracy of the tasks learned so far (after Rebuffi et al. 2017)."
+    M = _matrix(R)
+    tested = _tested(M)
+    rows = [row[: i + 1][tested[: i + 1]] for i, row in enumerate(M)]
+    return _mean([_mean(row) for row in rows if row.size])
 
 # %% ../../nbs/60_metrics.ipynb #3ad67588
 def forgetting(
@@ -75,7 +96,7 @@ def forgetting(
     "Average the fall of each old task from its best earlier accuracy (Chaudhry et al. 2018, eq. 3)."
     M = _matrix(R)
     best = np.fmax.reduce(M[:-1, :-1], initial=np.nan)
-    return mean_measured(best - M[-1, :-1])
+    return _mean((best - M[-1, :-1])[_tested(M)[:-1]])
 
 # %% ../../nbs/60_metrics.ipynb #29e0727d
 def backward_transfer(
@@ -83,7 +104,7 @@ def backward_transfer(
 ) -> float:  # share; negative = lost; NaN with one task
     "Average the change of each old task since it was learned (Lopez-Paz and Ranzato 2017, BWT)."
     M = _matrix(R)
-    return mean_measured((M[-1] - np.diag(M))[:-1])
+    return _mean((M[-1] - np.diag(M))[:-1][_tested(M)[:-1]])
 
 
 def first_minus_last(
@@ -105,7 +126,7 @@ def forward_transfer(
             f'baseline has shape {b.shape}: '
             f'must be one number, or one accuracy for each of the {len(M)} tasks'
         )
-    return mean_measured(np.diag(M, 1) - np.broadcast_to(b, len(M))[1:])
+    return _mean((np.diag(M, 1) - np.broadcast_to(b, len(M))[1:])[_tested(M)[1:]])
 
 # %% ../../nbs/60_metrics.ipynb #4e5657d0
 METRICS = {

@@ -288,6 +288,7 @@ class Learner:
         batch: Batch,  # rows of the stream
     ) -> tuple:  # what `StepDone` reports; the batch, with the columns that the memory stores
         "Make one update."
+        before = self._buffers()
         with torch.autocast(self.device.type, self.loop.amp_dtype, self.loop.amp_dtype is not None):
             learned, logits, loss = forward(self.method, batch)
         self.optimizer.zero_grad()
@@ -301,12 +302,27 @@ class Learner:
                 self.averages.update()
             self.method.after_update(noted)
             moved = tuple(getattr(self.optimizer, 'moved', ('all',)))
+        else:
+            self._undo(before)
         if self.scaler is not None:
             self.scaler.update()
         self._count(learned, norm)
         if 'logits' in self.method.columns:
             batch = with_logits(batch, learned, logits)
         return self._report(learned, logits, loss, norm, moved), batch
+
+    def _buffers(self) -> list:
+        "Copy what a forward pass changes, such as batch norm's statistics, if a step may be skipped."
+        if self.loop.on_nonfinite == 'stop' and self.scaler is None:
+            return []
+        return [buffer.clone() for buffer in self.model.buffers()]
+
+    def _undo(self, before: list):
+        "Put back what the forward pass of a skipped step changed; drop what the optimizer recorded of it."
+        for buffer, value in zip(self.model.buffers(), before):
+            buffer.copy_(value)
+        if hasattr(self.optimizer, 'discard'):
+            self.optimizer.discard()
 
     def _weights(self) -> list:
         return [p for group in self.optimizer.param_groups for p in group['params']]
