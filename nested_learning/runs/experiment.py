@@ -41,9 +41,11 @@ from nested_learning.runs.folder import (
 from ..stream.stream import Stream
 from ..train.build import build, load_data, make_network
 from nested_learning.train.checkpoints import (
+    DAMAGE,
     catch_signals,
     find_checkpoint,
     list_checkpoints,
+    load_checked,
     save_checkpoint,
 )
 from ..train.cost import measure_cost
@@ -177,7 +179,7 @@ def load_model(
             f'run_dir = {str(run_dir)!r}: holds no {path.name}; the run is not finished, or did not ask '
             'for it'
         )
-    saved = torch.load(path, map_location='cpu', weights_only=True)
+    saved = _read_model(done, path)
     readout = list(saved)[-1] if readout in (None, 'best') else readout
     if readout not in saved:
         raise ValueError(f'readout = {readout!r}: {path.name} holds {", ".join(saved)}')
@@ -189,6 +191,24 @@ def load_model(
     means = _fill(NearestClassMean(made, images.num_classes), saved[readout])
     _fill(made, saved[list(saved)[-2]])  # the features are those of the read-out before it
     return means
+
+
+def _read_model(done: Run, path: Path) -> dict:  # read-out -> its tensors
+    "Read a file of weights; what a finished run wrote must be what its `run.json` says."
+    try:
+        saved = load_checked(path)
+    except DAMAGE as e:
+        raise ValueError(f'{path}: cannot be read ({e}); restore it, or run again') from None
+    expected = done.info.get('weights_hash') if path.name == 'model.pt' else None
+    if expected is not None and _hash_readouts(saved) != expected:
+        raise ValueError(
+            f'{path}: holds other weights than run.json says ({expected}); restore it, or run again'
+        )
+    return saved
+
+
+def _hash_readouts(saved: dict) -> str:
+    return hash_tensors({f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()})
 
 
 def _fill(module: torch.nn.Module, state: dict) -> torch.nn.Module:
@@ -270,6 +290,13 @@ def _again(run_dir: Path, **objects) -> Config:
             f'{changed[0]}: its source is not what this run was made with (source-{changed[0]}.py in '
             f'{str(run_dir)!r}); restore it, or start a new run'
         )
+    recorded = Run(run_dir).info['config_hash']
+    if config.hash != recorded:
+        raise ConfigError(
+            f'run_dir = {str(run_dir)!r}: config.yaml is not the one that this run was made with (run.json '
+            'has '
+            f'its hash {recorded}, it now gives {config.hash}); restore it, or fork the run'
+        )
     return config
 
 # %% ../../nbs/81_experiment.ipynb #5291693c
@@ -313,13 +340,14 @@ class Drive:
         config: Config,
         folder: Path,  # of the run
         part: int = 0,  # parts already recorded
+        written: dict = None,  # hashes of these parts
         best: float = -1.0,  # accuracy of the best model so far
         seconds=None,  # spent so far
     ):
         self.learner = learner
         self.config = config
         self.folder = folder
-        self.recorder = Recorder(folder, part)
+        self.recorder = Recorder(folder, part, written)
         self.best = BestModel(learner, folder / 'best.pt', best)
         self.listeners = [self.recorder, self.best] if config.evaluation.save_best_model else [self.recorder]
         self.seconds = seconds or dict(train=0.0, evaluate=0.0, cpu=0.0)
@@ -350,6 +378,7 @@ class Drive:
             self.config.run.keep_checkpoints,
             self.task_end,
             part=self.recorder.part,
+            written=self.recorder.written,
             best=self.best.best,
             seconds=dict(self.seconds),
         )
@@ -411,7 +440,6 @@ class Drive:
                 shutil.copyfile(folder / 'best.pt', path)
         if learner.past_knobs:
             learner.stream.to_parquet(folder / 'stream.parquet')  # as it was shown in the end
-        tensors = {f'{name}/{k}': v for name, state in saved.items() for k, v in state.items()}
         answer = read_answer(folder)
         found = summarise(answer['R'], answer['R_task'], self.config, learner.stream) if answer else None
         update_run_json(
@@ -423,7 +451,7 @@ class Drive:
             stream_hash=learner.stream.hash,
             answer=answer,
             metrics={} if found is None else found.to_dict(),
-            weights_hash=hash_tensors(tensors),
+            weights_hash=_hash_readouts(saved),
         )
 
 # %% ../../nbs/81_experiment.ipynb #3fa24284
@@ -491,7 +519,10 @@ def reopen(
     path, state = find_checkpoint(before.dir)
     if path:
         learner.load_state_dict(state.pop('learner'))
-    drive = Drive(learner, config, before.dir, **(state or {}))
+    try:
+        drive = Drive(learner, config, before.dir, **(state or {}))
+    except ValueError as e:
+        raise ConfigError(str(e)) from None
     drive.recorder.log(f'goes on from {path.name}' if path else 'goes on from the beginning')
     update_run_json(before.dir, status='running')
     return drive

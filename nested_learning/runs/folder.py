@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'list_parts', 'Recorder', 'read_part', 'read_rows', 'read_an
            'update_run_json']
 
 # %% ../../nbs/80_folder.ipynb #fea8ec44
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -38,6 +39,10 @@ def list_parts(
     return dict(sorted(parts.items()))
 
 # %% ../../nbs/80_folder.ipynb #c1f13ae8
+def _hash_file(path) -> str:  # 16 hexadecimal digits
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
 class Recorder:
     "Write the events of a run to its folder; call it with each one."
 
@@ -45,10 +50,13 @@ class Recorder:
         self,
         run_dir,  # folder of the run
         part: int = 0,  # number of the next part; this and later ones, left by a run that died, are dropped
+        written: dict = None,  # kind -> hash of each part before it; they must be what is there
     ):
         self.dir = Path(run_dir)
         self.part = part
         self.rows = {kind: [] for kind in KINDS}
+        self.written = {kind: dict((written or {}).get(kind, {})) for kind in KINDS}
+        self._check_parts()
         for kind in KINDS:
             for number, path in list_parts(run_dir, kind).items():
                 if number >= part:
@@ -72,10 +80,23 @@ class Recorder:
         for kind, rows in self.rows.items():
             if not rows:
                 continue
-            with write_atomic(self.dir / f'{kind}-{self.part:05}.parquet') as path:
+            file = self.dir / f'{kind}-{self.part:05}.parquet'
+            with write_atomic(file) as path:
                 pd.DataFrame(rows).to_parquet(path, index=False)
+            self.written[kind][file.name] = _hash_file(file)
         self.rows = {kind: [] for kind in KINDS}
         self.part += 1
+
+    def _check_parts(self):
+        "Raise where a part that was written is gone or has changed."
+        for names in self.written.values():
+            for name, digest in names.items():
+                file = self.dir / name
+                if not file.is_file() or _hash_file(file) != digest:
+                    raise ValueError(
+                        f'run_dir = {str(self.dir)!r}: {name} is gone or has changed since it was written; '
+                        'restore it, or start a new run'
+                    )
 
     def log(self, text: str):
         "Add a line to `log.txt`."
