@@ -2,8 +2,8 @@
 `python tests/kills.py [--each 5]`.
 
 Six kinds of points: before a step, inside one (after the backward pass), after one, while a checkpoint is
-written, while it is renamed, and while the network is evaluated. Each is struck by SIGKILL at five places of a
-run over digits, for two methods."""
+written, while it is renamed, and while the network is evaluated. Each is struck by SIGKILL at five places of
+a run over digits, for two methods."""
 
 import argparse
 import io

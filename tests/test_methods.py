@@ -98,9 +98,7 @@ def test_golden_accuracies(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path] * len(jobs))))
     expected = {
-        (method, row['seed']): row['accuracy']
-        for method, rows in RESULTS['methods'].items()
-        for row in rows
+        (method, row['seed']): row['accuracy'] for method, rows in RESULTS['methods'].items() for row in rows
     }
     apart = {
         method: np.mean([found[method, s] - expected[method, s] for s in (0, 1, 2)])
@@ -127,8 +125,8 @@ def resident(event):
         seen[event.step] = page * int(open('/proc/self/statm').read().split()[1])
 
 config = load_config(
-    method='er', network='mlp', base_channels=8, inner='SGD', learning_rate=1e-4, memory_size=50, batch_size=50,
-    updates_per_batch=3572, device='cpu', threads=1, run_dir=sys.argv[1],
+    method='er', network='mlp', base_channels=8, inner='SGD', learning_rate=1e-4, memory_size=50,
+    batch_size=50, updates_per_batch=3572, device='cpu', threads=1, run_dir=sys.argv[1],
 )
 run(config, listeners=[resident], progress=False)
 print(seen[5000], seen[100000])

@@ -103,7 +103,8 @@ def test_public_names():
         'Store load_model '
         'predict Cockpit metrics plots'
     ).split()
-    code = 'import sys, nested_learning as nl\nassert not {"torch", "pandas"} & {*sys.modules}\nprint(*nl.__all__)'
+    code = 'import sys, nested_learning as nl\nassert not {"torch", "pandas"} & {*sys.modules}\n'
+    code += 'print(*nl.__all__)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == names, done.stdout + done.stderr
     none([name for name in names if not hasattr(nested_learning, name)])

@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened: one kill of each kind; thirty by `python tests/kills.py`."""
+"""A killed run goes on as if nothing had happened: one kill of each kind; thirty by `tests/kills.py`."""
 
 import os
 import subprocess

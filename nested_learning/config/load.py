@@ -256,6 +256,16 @@ def _contradictions(
     yield from _knob_contradictions(c)
 
 
+def _precision_contradictions(c: Config):
+    "List contradictions of mixed precision."
+    t = c.training
+    if t.amp_dtype and not t.use_amp:
+        yield (
+            f'training.amp_dtype = {t.amp_dtype}: has no effect with training.use_amp = false; '
+            'set use_amp: true'
+        )
+
+
 def _level_contradictions(c: Config):
     "List contradictions of levels and optimizer."
     m, t = c.model, c.training
@@ -277,16 +287,12 @@ def _level_contradictions(c: Config):
         )
     if t.inner == 'NestedOptimizer':
         yield 'training.inner = NestedOptimizer: levels cannot be inside levels; name another optimizer'
+    yield from _precision_contradictions(c)
     if t.optimizer != 'NestedOptimizer' and t.level_lr is not None:
         yield (
             f'training.level_lr = {list(t.level_lr)}: a flat optimizer ({t.optimizer}) has one learning '
             'rate; '
             'use learning_rate'
-        )
-    if t.amp_dtype and not t.use_amp:
-        yield (
-            f'training.amp_dtype = {t.amp_dtype}: has no effect with training.use_amp = false; '
-            'set use_amp: true'
         )
     waits = t.optimizer == 'NestedOptimizer' and max(*m.periods, m.head_period) > 1
     if m.network_options.norm == 'batch' and waits:

@@ -31,7 +31,7 @@ def shift(
     mirror: bool = False,  # mirror half of the images?
 ) -> torch.Tensor:  # (B, C, H, W) uint8, on the device of `images`
     "Shift each image of a batch by up to an eighth, with zeros outside."
-    B, _, H, W = images.shape
+    (H, W), B = images.shape[2:], len(images)
 
     def draw(n):
         numbers = torch.randint(n, (B, 1), generator=generator, device=generator.device)
