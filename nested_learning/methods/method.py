@@ -7,10 +7,12 @@ __all__ = ['Batch', 'choose_rows', 'open_set_loss', 'confidence', 'zero_loss', '
            'with_logits', 'update', 'ER']
 
 # %% ../../nbs/51_method.ipynb #5ec6033f
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config.schema import OOD_POLICIES
 from .memory import Memory
@@ -248,8 +250,22 @@ def forward(
     if not len(learned):
         return learned, None, zero_loss(method.model)
     inputs = method.view(learned.images)
-    logits = method.model(inputs)
+    with _fixed_statistics(method.model) if len(learned) == 1 else nullcontext():
+        logits = method.model(inputs)
     return learned, logits, method.objective(learned, inputs, logits)
+
+
+@contextmanager
+def _fixed_statistics(model):
+    "Let batch norm use its running statistics inside the block: a single row has none of its own."
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
 
 
 def with_logits(

@@ -10,7 +10,9 @@ __all__ = ['MEMORY_HINT', 'FREE', 'Run', 'summarise', 'load_model', 'predict', '
 import json
 import shutil
 import signal
+import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -415,8 +417,11 @@ class Drive:
     def _note_failure(self, e: BaseException):
         text = f'{type(e).__name__}: {e}'
         stopped = isinstance(e, (KeyboardInterrupt, SystemExit))
-        self.recorder.log(f'stopped: {text}')
-        update_run_json(self.folder, status='stopped' if stopped else 'failed', error=text)
+        try:
+            self.recorder.log(f'stopped: {text}')
+            update_run_json(self.folder, status='stopped' if stopped else 'failed', error=text)
+        except OSError as second:  # a full disk, say: what ended the run matters more
+            warnings.warn(f'{self.folder}: could not note why the run ended ({second})')
 
     def _reword(self, e: BaseException):
         "Raise an error with words that help, if there are any."
@@ -459,6 +464,7 @@ def start(
     config: Config,  # from `load_config` or `bring`
 ) -> Drive:  # at step 0
     "Make everything that a run needs, and its folder."
+    _check_target(config)
     data = load_data(config)
     learner = build(config, data)
     folder = _make_folder(config)
@@ -487,6 +493,23 @@ def _make_folder(config: Config, suffix: str = '') -> Path:
         return make_run_dir(config.run.run_dir, f'{method}-seed{config.run.seed}{suffix}')
     except ValueError as e:
         raise ConfigError(f'run.{e}') from None
+    except OSError as e:
+        raise ConfigError(f'run.run_dir = {config.run.run_dir!r}: cannot be made ({e})') from None
+
+
+def _check_target(config: Config):
+    "Raise, before anything is computed, if the best model could not be written where it is to go."
+    target = config.evaluation.model_save_path
+    if target is None:
+        return
+    try:
+        if Path(target).is_dir():
+            raise IsADirectoryError('it is a folder; give the name of a file')
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=Path(target).parent):
+            pass
+    except (OSError, ValueError) as e:
+        raise ConfigError(f'evaluation.model_save_path = {target!r}: cannot be written ({e})') from None
 
 
 def _describe_data(data) -> dict:

@@ -210,7 +210,7 @@ def build(
 ) -> Learner:  # ready to run
     "Join data, stream, network, optimizer and method."
     data = load_data(config) if data is None else data
-    device = pick_device(config.run.device)
+    device = _device(config)
     train, holdout = split_data(config, data)
     stream = lay_out(config, train.labels, data.num_classes)
     if len(stream) < config.data.batch_size:
@@ -234,6 +234,13 @@ def build(
         _ood_test(config, data),
         config.run.knobs,
     )
+
+
+def _device(config: Config) -> torch.device:
+    try:
+        return pick_device(config.run.device)
+    except ValueError as e:
+        raise ConfigError(f'run.{e}') from None
 
 
 def make_loop(

@@ -84,7 +84,7 @@ def find_checkpoint(
 # %% ../../nbs/73_checkpoints.ipynb #0eed3ddc
 @contextmanager
 def catch_signals():
-    "Collect SIGINT and SIGTERM inside a block instead of stopping; a second one stops at once."
+    "Collect SIGINT, SIGTERM and SIGHUP inside a block instead of stopping; a second one stops at once."
     caught = []
 
     def note(number, frame):
@@ -93,7 +93,8 @@ def catch_signals():
         caught.append(number)
 
     main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    names = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)] if main else []
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
