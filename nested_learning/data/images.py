@@ -54,6 +54,9 @@ def check_indices(
     return found.astype(np.int64)
 
 
+_MOST_CLASSES = 2**20
+
+
 def check_labels(
     labels,  # (N,) array, tensor, list or column of a frame
     count: int | None = None,  # images that they belong to; None: not known
@@ -69,6 +72,11 @@ def check_labels(
         raise ValueError(f'{len(found)} labels for {count} images: must be one for each')
     if least is not None and found.min() < least:
         raise ValueError(f'labels: must be {least} or more, got {found.min()}')
+    most = _MOST_CLASSES if least == 0 else 2**63  # labels from 0 on number classes
+    if int(found.max()) >= most:
+        raise ValueError(
+            f'labels: must be below {most:,}, got {found.max()}; number the classes 0, 1, 2, ...'
+        )
     return found.astype(np.int64)
 
 # %% ../../nbs/10_images.ipynb #53a0d498
@@ -135,7 +143,7 @@ def _part_of(
             roles.append(_ROLE_OF[word])
         elif word not in _FILLERS:
             others.append(word)
-    if roles in (['train', 'validation'], ['train', 'val']):
+    if roles == ['train', 'validation']:  # both, as in train_val
         roles = ['train']
     return roles[0] if len(roles) == 1 else None, tuple(others)
 
@@ -350,7 +358,7 @@ def list_images(
 ) -> ImageTree:
     """List the images of a tree of class folders, sorted, without opening any.
 
-    Of a training, a validation and a test part the first and the last are read; the validation part is left out."""
+    Of three parts, training and test are read, and the validation part is left out."""
     root, walk = str(Path(folder).expanduser()), _Walk()
     if not os.path.isdir(root):
         raise FileNotFoundError(
