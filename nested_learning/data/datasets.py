@@ -694,7 +694,7 @@ def _load_folder(
     beside = {name: why for name, why in tree.left_out.items() if why != 'hidden'}
     if beside:
         warnings.warn(
-            f'{len(beside):,} files and folders in {printable(tree.root)} are left out: {name_bad(beside)}',
+            f'left out of {printable(tree.root)}, {len(beside):,} in all: {name_bad(beside)}',
             stacklevel=3,
         )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
