@@ -670,7 +670,7 @@ def write_record(
     return record
 
 # %% ../../nbs/10_images.ipynb #c8785547
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _MEMORY_LIMIT = 2 * 10**9  # bytes of pixels that count as fitting into memory
 
 
