@@ -316,6 +316,8 @@ class Memory:
                 raise ValueError(
                     f'{name} = {own}: the saved memory has {state[name]}; make this one with the same {name}'
                 )
+        if state['columns']:
+            _check_rows({name: column for name, column in state['columns'].items() if name != 'rank'})
         self.seen = state['seen']
         self.names = self.columns = ()
         filled = torch.arange(len(self))
@@ -388,6 +390,12 @@ def _check_rows(
             f'such as {labels.flatten()[:4].tolist()}: '
             'must be integers (B,), one class for each image and -1 for none; '
             'numbers.long() makes them of whole numbers, scores.argmax(1) of one-hot rows'
+        )
+    samples = batch['samples']
+    if samples.ndim != 1 or samples.dtype not in _INTEGERS:
+        raise ValueError(
+            f'samples are {samples.dtype} of shape {tuple(samples.shape)}: '
+            'must be integers (B,), one id for each image'
         )
     if len({len(x) for x in batch.values()}) > 1:
         sizes = ', '.join(f'{len(x)} {name}' for name, x in batch.items())

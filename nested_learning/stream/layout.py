@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config.schema import ALLOWED, OOD_POLICIES, OPTIONS, RATIOS, REALISM
 from ..core import check_count, check_number, draws, permutation
+from ..data.images import MOST_CLASSES
 from ..data.transforms import DOMAINS
 
 # %% ../../nbs/21_layout.ipynb #2b849173
@@ -132,6 +133,11 @@ class StreamConfig:
         if self.class_order is None:
             return
         order = tuple(check_count('a class in class_order', c) for c in self.class_order)
+        if max(order, default=0) >= MOST_CLASSES:
+            raise ValueError(
+                f'class_order holds {max(order)}: must be below {MOST_CLASSES:,}; '
+                'number the classes 0, 1, 2, ...'
+            )
         twice = [c for c in set(order) if order.count(c) > 1]
         if twice:
             raise ValueError(f'class_order holds {twice[0]} more than once: each class belongs to one task')

@@ -62,6 +62,21 @@ def _content_hash(
 _KEY = b'nested_learning.stream'  # of the metadata in a parquet file
 
 
+_TYPES = dict(
+    position='int64', sample='int64', label='int64', task='int64', source='category'
+)  # of the table
+
+
+def _seal(
+    meta: dict,  # metadata of the file, without its seal
+    position: np.ndarray,  # (N,) positions in the table
+) -> str:  # 16 hexadecimal digits
+    "Hash what a file of a stream holds beside the columns that `Stream.hash` covers."
+    h = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    h.update(np.ascontiguousarray(position, '<i8'))
+    return h.hexdigest()[:16]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
     "An ordered table of presentations; made by `make_stream`, `stream_from_table` and `replan`."
@@ -152,6 +167,7 @@ class Stream:
             hash=self.hash,
             left_out={name: column.tolist() for name, column in self.left_out.items()},
         )
+        meta['seal'] = _seal(meta, self.table['position'].to_numpy())
         table = pa.Table.from_pandas(self.table, preserve_index=False)
         table = table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(meta)})
         with write_atomic(path) as temporary:
@@ -163,12 +179,12 @@ class Stream:
         cls,
         path,  # file of `to_parquet`
     ) -> 'Stream':
-        "Read a stream and check its hash."
+        "Read a stream and check its hashes, and that its parts fit together."
         try:
             return cls._from_arrow(pq.ParquetFile(path).read())
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f'{path}: not a stream written by to_parquet, or damaged ({reason}); make it again'
@@ -183,6 +199,9 @@ class Stream:
         meta = json.loads(table.schema.metadata[_KEY])
         frame = table.to_pandas()
         frame['source'] = pd.Categorical(frame['source'], categories=SOURCES)
+        types = {name: str(kind) for name, kind in frame.dtypes.items()}
+        if list(types.items()) != list(_TYPES.items()):
+            raise ValueError(f'its columns are {types}, must be {_TYPES}')
         stream = cls(
             frame,
             tuple(meta['class_order']),
@@ -194,7 +213,53 @@ class Stream:
         )
         if stream.hash != meta['hash']:
             raise ValueError('its content does not match its hash')
+        seal = meta.pop('seal', None)  # files of version 0.1 have none
+        if seal is not None and seal != _seal(meta, frame['position'].to_numpy()):
+            raise ValueError('its metadata do not match their hash')
+        stream._check_fit()
         return stream
+
+    def _check_fit(self):
+        "Raise where table, tasks, plans and rows left out contradict each other."
+        check_count('its seed', self.seed)
+        self.assert_single_pass()
+        claims = [*self._claims_of_table(), *self._claims_of_plans(), *self._claims_of_rest()]
+        wrong = [what for what, is_so in claims if not is_so]
+        if wrong:
+            raise ValueError('; '.join(wrong))
+
+    def _claims_of_table(self):
+        "Give what has to be so in the table, and whether it is."
+        table, T = self.table, self.config.num_tasks
+        task, is_ood = table['task'].to_numpy(), table['source'] == 'ood'
+        homes = {label for classes in self.task_classes for label in classes}
+        rises = len(task) > 0 and (np.diff(task) >= 0).all() and task[0] >= 0 and task[-1] < T
+        yield 'its position must count the rows', np.array_equal(table['position'], np.arange(len(table)))
+        yield f'its tasks must rise from 0 to {T} - 1', rises
+        yield f'it must have classes for each of {T} tasks', len(self.task_classes) == T
+        yield 'its class_order must hold the classes of its tasks', homes == set(self.class_order)
+        yield 'its labels must be classes of its tasks', table['label'].isin([-1, *homes]).all()
+        yield 'its OOD rows must be those of negative samples', ((table['sample'] < 0) == is_ood).all()
+
+    def _claims_of_plans(self):
+        "Give what has to be so in the plans, and whether it is."
+        positions = [plan.position for plan in self.plans]
+        rises = positions[:1] == [0] and positions == sorted(set(positions))
+        newest = tuple(getattr(self.config, name) for name in RATIOS)
+        yield 'its plans must rise from position 0', rises
+        yield 'its newest plan must have the ratios of its config', rises and self.plans[-1][2:] == newest
+
+    def _claims_of_rest(self):
+        "Give what has to be so in the rows left out, and whether it is."
+        left, what = self.left_out, 'rows left out must be training rows that it does not show'
+        if list(left) != ['sample', 'label']:
+            yield what, False
+            return
+        yield what, (left['sample'] >= 0).all() and not left['sample'].isin(self.table['sample']).any()
+        yield (
+            'labels of rows left out must be classes of its tasks',
+            left['label'].isin(self.class_order).all(),
+        )
 
     def _asked(
         self,

@@ -64,17 +64,21 @@ def _whole_column(
     name: str,  # column
 ) -> np.ndarray:  # (N,) int64
     "Take a column of whole numbers."
-    if table[name].dtype.kind == 'i':
-        return table[name].to_numpy(np.int64)
-    column = pd.to_numeric(table[name], errors='coerce').to_numpy(np.float64, na_value=np.nan)
-    wrong = np.flatnonzero(~(np.abs(column) < 2**53) | (column != np.floor(column)))
+    column = table[name]
+    if column.dtype.kind == 'i' and not column.isna().any():
+        return column.to_numpy(np.int64)
+    if column.dtype.kind in 'bmM':  # truth values and times are no numbers
+        numbers = np.full(len(column), np.nan)
+    else:
+        numbers = pd.to_numeric(column, errors='coerce').to_numpy(np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(~(np.abs(numbers) < 2**53) | (numbers != np.floor(numbers)))
     if len(wrong):
         first = wrong[0]
         raise ValueError(
             f'table: {name} = {table[name].iloc[first]} in row {first}: '
             f'must be a whole number ({len(wrong)} rows are not)'
         )
-    return column.astype(np.int64)
+    return numbers.astype(np.int64)
 
 
 def _check_samples(
@@ -147,8 +151,8 @@ def _check_tasks(
             f'table: task falls from {task[row - 1]} to {task[row]} in row {row}; '
             'sort the rows, tasks come one after the other'
         )
-    count, shown = task[-1] + 1, np.unique(task[train])
-    if not np.array_equal(shown, np.arange(count)):
+    count, shown = int(task[-1]) + 1, np.unique(task[train])
+    if len(shown) != count or shown[0]:
         raise ValueError(
             f'table: the tasks with training samples are {shown[:10].tolist()}: '
             'must be 0, 1, 2, ... without gaps'
