@@ -122,14 +122,17 @@ class Config(Section):
     def stream_config(
         self,
         num_classes: int | None,  # of the data set; None: not known yet
+        class_order: tuple = None,  # labels; None: those of the configuration
     ):  # a `StreamConfig`, which raises where it cannot be laid out
         "Say what the stream is made of."
-        cl = self.continual_learning
+        cl, order = self.continual_learning, class_order or self.data.class_order
+        if order and any(isinstance(label, str) for label in order):
+            order = tuple(range(len(order)))  # names are looked up when there is a data set; they are as many
         values = dict(
             num_tasks=None if self.schedule == 'table' else self.data.num_tasks,
             classes_per_task=self.classes_per_task(num_classes),
             schedule=self.schedule,
-            class_order=self.data.class_order,
+            class_order=order,
             ood_policy=cl.ood_policy,
             **{name: getattr(cl, name) for name in RATIOS},
             **cl.stream_options.model_dump(),
@@ -176,7 +179,11 @@ def _derive(
     method = c.continual_learning.method or ('er' if c.continual_learning.memory_size else 'fine_tune')
     optimizer = c.training.optimizer or ('NestedOptimizer' if nested else c.training.inner)
     looks = c.evaluation.eval_every > 0 or c.evaluation.save_best_model
-    defaults = dict(holdout=0.1 if looks else 0.0, augment=_usual_augment(c.data.dataset_name))
+    known = find('data set', c.data.dataset_name)
+    defaults = dict(
+        holdout=getattr(known, 'holdout', 0.1) if looks else 0.0,
+        augment=getattr(known, 'augment', 'crop_flip'),
+    )
     return dict(
         model=_derive_model(c.model, nested, optimizer == 'NestedOptimizer'),
         data={key: value for key, value in defaults.items() if getattr(c.data, key) is None},
@@ -184,10 +191,6 @@ def _derive(
         continual_learning=_derive_learning(c, method),
         run=dict(stream_seed=c.run.seed if c.run.stream_seed is None else c.run.stream_seed),
     )
-
-
-def _usual_augment(dataset_name: str) -> str:
-    return getattr(find('data set', dataset_name), 'augment', None) or 'crop_flip'
 
 
 def _derive_model(m: Model, nested: bool, has_levels: bool) -> dict:
@@ -528,7 +531,8 @@ def data_contradictions(
 def _class_contradictions(c: Config, num_classes: int):
     "List contradictions between the classes of a data set and those of the tasks."
     d, order = c.data, c.data.class_order
-    if order is not None and max(order, default=0) >= num_classes:
+    numbers = [label for label in order or () if not isinstance(label, str)]
+    if max(numbers, default=0) >= num_classes:
         yield (
             f'data.class_order = {list(order)}: {d.dataset_name} has classes 0 to {num_classes - 1}; '
             'name some of those'

@@ -152,8 +152,10 @@ class Data(Section):
     image_size: Optional[tuple[Side, Side]] = Field(
         None, description="[height, width] of the images; null: the data set's"
     )
-    class_order: Optional[tuple[Count, ...]] = Field(
-        None, description='classes in the order in which they come; null: shuffled by stream_seed'
+    class_order: Optional[tuple[Union[Count, Name], ...]] = Field(
+        None,
+        description='classes in the order in which they come, labels or names in quotes; null: shuffled by '
+        'stream_seed',
     )
     holdout: Optional[Ratio] = Field(
         None,

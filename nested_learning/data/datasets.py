@@ -724,6 +724,10 @@ class Known:
     options: tuple = ()  # of a loader of image files, besides data_dir, image_size and pin_memory
     smallest_class: int | None = None  # training images of the class that has fewest
 
+    @property
+    def holdout(self) -> float:  # share of the training images that is usually held out
+        return usual_holdout(self)
+
 
 _FOLDER_OPTIONS = ('in_memory', 'num_workers', 'prefetch_factor', 'max_bad')
 

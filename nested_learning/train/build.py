@@ -58,7 +58,9 @@ def _load(config: Config, known) -> Dataset:
         asked = dict(num_workers=d.num_workers, prefetch_factor=d.prefetch_factor)
         asked |= d.dataset_options.model_dump(exclude_none=True)
         options = {name: value for name, value in asked.items() if name in known.options}
-        return load_dataset(d.dataset_name, d.data_dir, d.image_size, d.pin_memory, **options)
+        return load_dataset(
+            d.dataset_name, d.data_dir, image_size=d.image_size, pin_memory=d.pin_memory, **options
+        )
     offered = dict(data_dir=d.data_dir, image_size=d.image_size)
     made = known(**{name: value for name, value in offered.items() if takes(known, name)})
     return as_dataset(made, d.dataset_name).resized(d.image_size, d.pin_memory)
@@ -73,7 +75,9 @@ def split_data(
     if not share:
         return data.train, None
     try:
-        keep, held = holdout_split(data.train.labels, share, config.run.stream_seed)
+        order = config.data.class_order
+        shown = data.labels_of(order) if order else None
+        keep, held = holdout_split(data.train.labels, share, config.run.stream_seed, classes=shown)
     except ValueError as error:
         raise ConfigError(f'data.holdout = {share}: {error}') from None
     return subset(data.train, keep), subset(data.train, held)
@@ -82,11 +86,14 @@ def split_data(
 def lay_out(
     config: Config,
     labels: np.ndarray,  # (N,) of the training images of the stream
-    num_classes: int,  # of the data set
+    data: Dataset,  # of `load_data`
 ) -> Stream:  # of which nothing is shown yet
     "Lay out the stream of a configuration."
+    order = config.data.class_order
     try:
-        return make_stream(labels, config.stream_config(num_classes), seed=config.run.stream_seed)
+        order = data.labels_of(order) if order else None
+        asked = config.stream_config(data.num_classes, order)
+        return make_stream(labels, asked, seed=config.run.stream_seed)
     except ValueError as e:
         raise ConfigError(str(e)) from None
 
@@ -212,7 +219,7 @@ def build(
     data = load_data(config) if data is None else data
     device = _device(config)
     train, holdout = split_data(config, data)
-    stream = lay_out(config, train.labels, data.num_classes)
+    stream = lay_out(config, train.labels, data)
     if len(stream) < config.data.batch_size:
         raise ConfigError(
             f'data.batch_size = {config.data.batch_size}: the whole stream has {len(stream)} rows; lower it'
