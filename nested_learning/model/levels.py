@@ -15,6 +15,10 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core import permutation
 from .cms import empty_levels
@@ -62,40 +66,208 @@ def _cut_runs(
 _RULES = ('depth', 'reversed', 'random')
 
 
+class _Uses(TorchFunctionMode):
+    "While it is entered, note which parameters meet the data, and what the data was made of."
+
+    def __init__(
+        self,
+        model: nn.Module,  # any
+        data: list,  # its inputs
+    ):
+        super().__init__()
+        self.name_of = {id(p): name for name, p in model.named_parameters()}
+        self.first = {}  # name -> names of what the data was made of when it was first used
+        self.last = []  # names in the order of last use
+        self.sources = WeakTensorKeyDictionary()  # data -> names of the parameters it was made of
+        self.derived = WeakTensorKeyDictionary()  # tensor without data, such as a transposed weight -> names
+        for x in data:
+            self.sources[x] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        outputs = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        if getattr(function, '__name__', '') == '__setitem__':
+            outputs = inputs[:1]
+        self._follow(inputs, [x for x in outputs if id(x) not in self.name_of])
+        return result
+
+    def _follow(self, inputs, outputs):
+        "Pass on what tensors are made of, from the inputs of a function to its outputs."
+        names = []
+        for x in inputs:
+            names += [self.name_of[id(x)]] if id(x) in self.name_of else self.derived.get(x, [])
+        data = [self.sources[x] for x in inputs if x in self.sources]
+        if not data:
+            for x in outputs:
+                self.derived[x] = names
+        elif outputs:  # else something was looked up only, such as a shape
+            sources = set().union(*data)
+            for name in names:
+                self._note(name, sources)
+            for x in outputs:
+                self.sources[x] = sources.union(names)
+
+    def _note(self, name, sources):
+        self.first.setdefault(name, sources)
+        if name in self.last:
+            self.last.remove(name)
+        self.last.append(name)
+
+
+def _watch(
+    model: nn.Module,  # any; left as it is, and so is the state of torch's generators
+    example,  # an input, or a tuple of all arguments of `model`
+) -> _Uses:  # what a forward pass used
+    "Look at one forward pass in evaluation mode."
+    inputs = example if isinstance(example, tuple) else (example,)
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+    if not tensors:
+        raise ValueError(f'example = {example!r}: must be a tensor, such as two images, or a tuple of inputs')
+    training = {module: module.training for module in model.modules()}
+    uses = _Uses(model, tensors)
+    devices = {x.device for x in tensors if x.is_cuda}
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), uses:
+            model(*inputs)
+    except Exception as e:
+        shapes = ', '.join(str(tuple(x.shape)) for x in tensors)
+        raise ValueError(
+            f'example of shape {shapes}: the forward pass fails with it ({type(e).__name__}: {e}); '
+            'give an input as the network gets it'
+        ) from e
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return uses
+
+
+def _unit_of(
+    name: str,  # of a parameter
+) -> str:  # name of the module that holds it
+    return name.rpartition('.')[0]
+
+
+def _last_matrix(
+    model: nn.Module,  # any
+    name: str,  # of a module in it
+) -> list:  # the name of its last linear layer or convolution; its own if it has others; [] without weights
+    "Find the layer of a classifier that gives the logits."
+    module = model.get_submodule(name)
+    layers = [part for part, x in module.named_modules(prefix=name) if isinstance(x, (nn.Linear, _ConvNd))]
+    if layers:
+        return layers[-1:]
+    return [name] if any(True for _ in module.parameters()) else []
+
+
+def _declared_head(
+    model: nn.Module,  # any
+):  # names of modules, [] if it is an identity; None if nothing is declared
+    "Ask a network for its classifier, in the way of timm."
+    if not callable(getattr(model, 'get_classifier', None)):
+        return None
+    found = model.get_classifier()
+    found = list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
+    name_of = {module: name for name, module in model.named_modules()}
+    if not all(isinstance(module, nn.Module) for module in found):
+        return None
+    names = [_last_matrix(model, name_of[module]) for module in found if module in name_of]
+    return [name for part in names for name in part]
+
+
+def _named_head(
+    model: nn.Module,  # any
+):  # as from `_declared_head`
+    "Find the classifier of a network by the names in common use."
+    names = [name for name, _ in model.named_children() if name in ('fc', 'head', 'heads', 'classifier')]
+    if names and all(isinstance(model.get_submodule(name), nn.Identity) for name in names):
+        return []
+    layers = [_last_matrix(model, name) for name in names]
+    return next((layer for layer in reversed(layers) if layer), None)
+
+
+def _used_head(
+    model: nn.Module,  # any
+    uses: _Uses,  # of its parameters
+):  # as from `_declared_head`
+    "Find the classifier of a network as the last layer with a matrix that is used."
+    parameters = dict(model.named_parameters())
+    late = [name for name in reversed(uses.last) if parameters[name].numel() > 1]
+    units = [_unit_of(name).split('.parametrizations.')[0] for name in late]
+    matrices = [unit for name, unit in zip(late, units) if parameters[name].ndim > 1]
+    if not matrices:
+        return None
+    if matrices[0] != units[0]:  # a norm comes behind it: perhaps there is no classifier
+        named = _named_head(model)
+        if named is not None:
+            return named
+    return matrices[:1]
+
+
 def _find_head(
     model: nn.Module,  # any
-    head: str | None = None,  # name of the module that classifies; None: the last Linear registered
-) -> str:  # its name
-    "Find the classifier of a network."
+    head: str | None = None,  # name of the module that classifies; None: find it
+    uses: _Uses | None = None,  # of a forward pass, if one was looked at
+) -> list:  # names of the layers that give logits; [] if the network has no classifier
+    "Find the classifier of a network: as it declares, by use, by name, or the last linear layer registered."
     modules = dict(model.named_modules())
-    if head is None:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linear:
+    if head is not None:
+        if head not in modules:
             raise ValueError(
-                'head = None: the model has no Linear layer; give the name of the module that classifies'
+                f'head = {head!r}: no module of that name; the last ones are {", ".join(list(modules)[-3:])}'
             )
-        return linear[-1]
-    if head not in modules:
-        raise ValueError(
-            f'head = {head!r}: no module of that name; the last ones are {", ".join(list(modules)[-3:])}'
-        )
-    return head
+        return [head]
+    found = _declared_head(model)
+    if found is None:
+        found = _named_head(model) if uses is None else _used_head(model, uses)
+    if found is not None:
+        return found
+    for kind in (nn.Linear, _ConvNd):
+        layers = [name for name, module in modules.items() if isinstance(module, kind)]
+        if layers:
+            return layers[-1:]
+    raise ValueError(
+        'head = None: the model has no linear layer and no convolution; '
+        'give the name of the module that classifies'
+    )
 
 # %% ../../nbs/32_levels.ipynb #c975aa62
+def _order_units(
+    units: list,  # names, in order of registration
+    first,  # name of a parameter -> names of those that its first use depends on
+) -> list:  # of the units: as registered, but none before a unit that it depends on
+    "Lay out the units of a network from input to output."
+    needs = {}
+    for name, sources in first.items():
+        needs.setdefault(_unit_of(name), {_unit_of(source) for source in sources})
+    waiting = list(units)
+    order = []
+    while waiting:
+        left = set(waiting)
+        ready = (unit for unit in waiting if not (needs.get(unit, set()) - {unit}) & left)
+        order.append(next(ready))
+        waiting.remove(order[-1])
+    return order
+
+
 def _depth_rule(
     parameters: dict,  # name -> parameter, in order of registration
     num_levels: int,  # L
     rule: str,  # 'depth', 'reversed' or 'random'
-    head: str,  # name of the module that stays in the fastest level
+    head: list,  # names of modules that stay in the fastest level
     seed: int,  # of 'random'
+    first=None,  # name of a parameter -> names of those that its first use depends on, if known
 ):  # function (name, parameter) -> level, 0 the fastest
     "Make a rule that cuts the units of a network into levels of about equal size."
     sizes = {}
     for name, parameter in parameters.items():
-        unit = name.rpartition('.')[0]
+        unit = _unit_of(name)
         sizes[unit] = sizes.get(unit, 0) + parameter.numel()
-    in_head = [unit for unit in sizes if f'{unit}.'.startswith(f'{head}.')]
-    body = [unit for unit in sizes if unit not in in_head]
+    order = _order_units(list(sizes), first or {})
+    in_head = [unit for unit in order if any(f'{unit}.'.startswith(f'{name}.') for name in head)]
+    body = [unit for unit in order if unit not in in_head]
     if rule == 'depth':
         body.reverse()
     if rule == 'random':
@@ -107,7 +279,7 @@ def _depth_rule(
     level_of = {unit: level for part, level in zip(row, runs) for unit in part}
 
     def level(name, parameter):
-        return level_of[name.rpartition('.')[0]]
+        return level_of[_unit_of(name)]
 
     return level
 
@@ -190,7 +362,8 @@ def assign_levels(
     *,
     names=None,  # (L,) of the levels; None: 'fast', 'medium', 'slow' and the like
     seed: int = 0,  # of the rule 'random'
-    head: str | None = None,  # name of a module; rules by depth keep it fast; None: the last Linear
+    head: str | None = None,  # name of a module; rules by depth keep it fast; None: the classifier
+    example=None,  # input (or tuple of inputs) for one forward pass, by whose order rules by depth go
     allow_batchnorm: bool = False,  # let running statistics move at every step in a level that waits?
 ) -> list:  # of {'params': list, 'period': int, 'name': str}, every trainable parameter once
     "Sort the trainable parameters of any network into levels, as groups for `NestedOptimizer`."
@@ -198,7 +371,10 @@ def assign_levels(
     names = [group['name'] for group in groups]
     parameters = _trainable_parameters(model)
     if isinstance(rule, str) and rule in _RULES:
-        level_of = _depth_rule(parameters, len(groups), rule, _find_head(model, head), seed)
+        uses = None if example is None else _watch(model, example)
+        layers = _find_head(model, head, uses)
+        first = None if uses is None else uses.first
+        level_of = _depth_rule(parameters, len(groups), rule, layers, seed, first)
     elif not isinstance(rule, Mapping) and not callable(rule):
         raise ValueError(
             f"rule = {rule!r}: choose 'depth', 'reversed' or 'random', or give a dict or a function"

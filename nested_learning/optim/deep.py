@@ -28,6 +28,27 @@ def delta_step(
     return torch.linalg.solve(identity + lr * gram, moved, left=False)
 
 # %% ../../nbs/41_deep.ipynb #121e998b
+class _Recorder:
+    "A forward hook of a linear layer; a copy of it, or of its layer, records nothing."
+
+    def __init__(
+        self,
+        weight=None,  # of the layer; None: record nothing
+        record=None,  # called as `record(weight, inputs)` in each backward pass
+    ):
+        self.weight = weight
+        self.record = record
+
+    def __call__(self, module, inputs, output):
+        weight, record = self.weight, self.record
+        if module.weight is weight and weight.requires_grad and output.requires_grad:
+            kept = inputs[0].detach()
+            output.register_hook(lambda grad: record(weight, kept))
+
+    def __reduce__(self):  # for copies and pickles
+        return _Recorder, ()
+
+
 def _record_inputs(
     model: nn.Module,  # with `nn.Linear` layers, or subclasses of it
     weights,  # parameters; layers whose weight is not among them stay as they are
@@ -35,17 +56,9 @@ def _record_inputs(
 ) -> list:  # handles; `handle.remove()` ends the recording
     "Pass the inputs of linear layers to `record` whenever their outputs get a gradient."
 
-    def recorder(weight):
-        def keep_inputs(module, inputs, output):
-            if module.weight is weight and weight.requires_grad and output.requires_grad:
-                kept = inputs[0].detach()
-                output.register_hook(lambda grad: record(weight, kept))
-
-        return keep_inputs
-
     wanted = {id(weight) for weight in weights}
     return [
-        layer.register_forward_hook(recorder(layer.weight))
+        layer.register_forward_hook(_Recorder(layer.weight, record))
         for layer in model.modules()
         if isinstance(layer, nn.Linear) and id(layer.weight) in wanted
     ]
@@ -60,7 +73,7 @@ def _input_gram(
     "Sum the outer products of a layer's inputs, per sample if the loss is a mean."
     with torch.autocast(inputs.device.type, enabled=False):
         rows = inputs.reshape(-1, weight.shape[1]).to(torch.promote_types(weight.dtype, torch.float32))
-        gram = rows.T @ rows
+        gram = rows.T @ rows.conj()
     if loss == 'mean' and inputs.ndim > 1:
         gram /= len(inputs)
     return torch.where(gram.isfinite().all(), gram, 0)
@@ -86,6 +99,7 @@ class DeltaGD(ExactOptimizer):
         self.model = model
         self.loss = loss
         self.handles = []  # `handle.remove()` of each ends the recording
+        self.recorded = {}  # weight -> like its `state`, with the inputs that no step has used yet
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay))
 
     def add_param_group(
@@ -98,9 +112,33 @@ class DeltaGD(ExactOptimizer):
     def _record(self, weight, inputs):
         "Add the inputs of one call of a layer to what is held for its weight."
         gram = _input_gram(inputs, weight, self.loss)
-        held = self.state[weight]
-        held['gram'] = held['gram'] + gram if held else gram
-        held['calls'] = held.get('calls', 0) + 1
+        held = self._held(weight)
+        self.recorded[weight] = {
+            'gram': held['gram'] + gram if held else gram,
+            'calls': held['calls'] + 1 if held else 1,
+        }
+
+    def _held(self, weight):
+        "Find all that is held for a weight: of steps that were gathered, and of passes since."
+        return self.recorded.get(weight) or self.state.get(weight)
+
+    def keep(self) -> None:
+        "Keep what was recorded for the gradients of now, which are gathered for a later step."
+        for weight in list(self.recorded):
+            if weight.grad is not None:
+                self.state[weight] = self.recorded.pop(weight)
+
+    def discard(self) -> None:
+        "Drop what was recorded since the last step, or since `keep`: its gradients are not used."
+        self.recorded.clear()
+
+    def zero_grad(
+        self,
+        set_to_none: bool = True,  # as in torch
+    ) -> None:
+        "Forget the gradients, and the inputs that were recorded with them."
+        super().zero_grad(set_to_none)
+        self.discard()
 
     @torch.no_grad()
     def step(
@@ -117,7 +155,7 @@ class DeltaGD(ExactOptimizer):
 
     def _move(self, p, group):
         lr, decay = group['lr'], group['weight_decay']
-        held = self.state.pop(p, None)
+        held = self._held(p)
         if decay:
             p.mul_(1 - lr * decay)
         if held:
@@ -125,9 +163,16 @@ class DeltaGD(ExactOptimizer):
             p.copy_(delta_step(p, p.grad, held['gram'] / divisor(held['calls']), lr))
         else:
             p.copy_(p - lr * p.grad)
+        self.recorded.pop(p, None)
+        self.state.pop(p, None)
+
+    def _restore(self, saved):
+        super()._restore(saved)
+        self.discard()
 
     def __getstate__(self):
-        return {**super().__getstate__(), 'model': self.model, 'loss': self.loss}
+        own = {name: getattr(self, name) for name in ('model', 'loss', 'recorded')}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -217,12 +262,21 @@ class M3(ExactOptimizer):
             for p in group['params']:
                 if p.grad is None:
                     continue
+                if p.grad.is_sparse:
+                    raise RuntimeError(
+                        'M3 does not support sparse gradients: use sparse=False in the embedding'
+                    )
                 find = self._matrix_direction if p.ndim > 1 else self._vector_direction
-                direction = find(p.grad, self.state[p], group)
+                direction = find(self._as_real(p.grad), self.state[p], group)
                 if group['weight_decay']:
                     p.mul_(1 - group['lr'] * group['weight_decay'])
-                p.sub_(group['lr'] * direction)
+                self._as_real(p).sub_(group['lr'] * direction)
         return value
+
+    @staticmethod
+    def _as_real(x):
+        "See complex numbers as pairs of reals, as the optimizers of torch do."
+        return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
     def _matrix_direction(self, grad, state, group):
         "Remember a gradient, seen as a matrix (M, N); combine the fast and the slow momentum (Algorithm 1)."

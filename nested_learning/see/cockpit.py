@@ -42,7 +42,7 @@ class _Preview:
             self.data = load_data(config)
         self.asked = config.data
         train, _ = split_data(config, self.data)
-        stream = lay_out(config, train.labels, self.data.num_classes)
+        stream = lay_out(config, train.labels, self.data)
         rows = {kind: pd.DataFrame(dict(step=[])) for kind in KINDS}
         return View(step=0, position=0, task=0, config=config, stream=stream, held=None, **rows)
 
