@@ -167,7 +167,7 @@ def _draw_levels(
     "Draw the raster of moves and the drift of the last steps."
     if not view.step:
         return blank(_LEVELS, 'comes with the first step', 400)
-    title = f'{_LEVELS}, last {min(last, view.step)} steps'
+    title = f'Moves and drift, last {min(last, view.step)} steps'
     return plot_levels(view.steps.iloc[-last:]).update_layout(title=title, title_font_size=14, height=400)
 
 # %% ../../nbs/93_scenes.ipynb #81a00015
