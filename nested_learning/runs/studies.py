@@ -53,7 +53,8 @@ def run_all(
 
     def watch(ended):
         made.update(ended)
-        bar.update(len(ended))
+        if ended:
+            bar.update(len(ended))
 
     # in groups of their own, so that Ctrl-C at the terminal reaches them by the pool alone
     processes = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=os.setpgrp)
@@ -119,7 +120,7 @@ def gather_results(
         methods={str(variant): [read_numbers(runs[variant, s]) for s in seeds] for variant in variants},
     )
 
-# %% ../../nbs/85_studies.ipynb #1870a4f5
+# %% ../../nbs/85_studies.ipynb #e92dc402
 def find_file(
     name: str,  # seen from `nbs/runs`, such as 'configs/digits.yaml'
 ) -> Path:  # None: there is none
