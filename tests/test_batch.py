@@ -20,11 +20,13 @@ from nested_learning.runs.experiment import Run, run
 from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_holder, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-NL_BATCH = [sys.executable, '-c', 'from nested_learning.runs.commands import batch; batch()']
+# as the installed command begins: without the current folder among those of modules
+ENTRY = 'import sys; sys.path.remove(""); from nested_learning.runs.commands import batch; batch()'
+NL_BATCH = [sys.executable, '-c', ENTRY]
 SMALL = dict(
+    method='er',
     network='mlp',
     base_channels=16,
-    use_nested_learning=False,
     image_size=[16, 16],
     inner='SGD',
     learning_rate=0.05,
@@ -35,7 +37,6 @@ SMALL = dict(
 )
 DIGITS = dict(
     yaml.safe_load((ROOT / 'nbs/runs/configs/digits.yaml').read_text()),
-    use_nested_learning=False,
     checkpoint_every=50,
 )
 FULL = dict(base=DIGITS, grid=dict(method=['fine_tune', 'er', 'der_pp', 'consolidated']), seeds=3)
@@ -270,6 +271,71 @@ def test_kernel_killed(tmp_path, undisturbed):
     assert '2 finished' in end(start('resume', folder))
     assert times(folder, struck, 'begins') == 1 and times(folder, struck, 'goes on') == 1
     check_same(folder, runs, undisturbed)
+
+
+MINE = """from nested_learning.methods.method import ER
+
+
+class Mine(ER):
+    "Experience replay by another name."
+"""
+OWN_STUDY = """
+from nested_learning.config.load import load_config
+from nested_learning.runs.studies import run_all
+
+if __name__ == '__main__':
+    methods = ('er', 'my_methods:Mine')
+    run_all({m: load_config('base.yaml', method=m, run_dir=m.replace(':', '_')) for m in methods}, workers=2)
+"""
+
+
+def write_own(tmp_path):
+    "Write a module with a method, and a grid that names it."
+    base = {**SMALL, 'updates_per_batch': 1}
+    (tmp_path / 'my_methods.py').write_text(MINE)
+    (tmp_path / 'base.yaml').write_text(yaml.safe_dump(base))
+    grid = dict(base=base, grid=dict(method=['er', 'my_methods:Mine']))
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(grid))
+
+
+def check_own(folder):
+    "The run of the module's method names it, keeps its source, and computes what it says."
+    (er,), (mine,) = [[Run(place) for place in folder.glob(name)] for name in ('er*/', 'my_methods_Mine*/')]
+    assert er.info['status'] == mine.info['status'] == 'finished'
+    assert mine.config.continual_learning.method == 'my_methods:Mine'
+    assert (mine.dir / 'source-method.py').read_text() == MINE
+    assert not list(er.dir.glob('source-*'))
+    assert mine.weights_hash == er.weights_hash
+
+
+def test_own_module_in_the_current_folder(tmp_path):
+    write_own(tmp_path)
+    assert '2 finished' in end(start('run', 'grid.yaml', '--workers', 2, cwd=tmp_path))
+    check_own(tmp_path / '_runs/grid')
+    assert '2 finished' in end(start('status', '_runs/grid', cwd=tmp_path))
+
+
+def test_own_module_in_a_study(tmp_path):
+    write_own(tmp_path)
+    (tmp_path / 'study.py').write_text(OWN_STUDY)
+    done = subprocess.run([sys.executable, 'study.py'], env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_own(tmp_path)
+
+
+@pytest.mark.slow
+def test_own_module_on_ray(tmp_path):
+    pytest.importorskip('ray', reason='the extra ray is not installed')
+    from ray.cluster_utils import Cluster
+
+    write_own(tmp_path)
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=2, include_dashboard=False))
+    try:
+        words = ('--engine', 'ray', '--address', cluster.address)
+        assert '2 finished' in end(start('run', 'grid.yaml', *words, cwd=tmp_path))
+    finally:
+        cluster.shutdown()
+    check_own(tmp_path / '_runs/grid')
 
 
 def test_disk_full(tmp_path, undisturbed):

@@ -26,7 +26,9 @@ class Commands(click.Group):
     "Report an error in a configuration as click reports a wrong option."
 
     def invoke(self, ctx):
-        "Run a command."
+        "Run a command; a grid may name components of modules in the current folder, as with `python -m`."
+        if '' not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
         try:
             return super().invoke(ctx)
         except ConfigError as e:

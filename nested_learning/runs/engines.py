@@ -322,6 +322,13 @@ def _connect(address, workers):
     return ray
 
 
+def _run_on_worker(folder: Path, run: Planned, modules: str) -> str:
+    "Execute one run on a machine of the cluster; its kernel looks for modules in the caller's folder first."
+    before = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    os.environ['PYTHONPATH'] = os.pathsep.join(dict.fromkeys([modules, *filter(None, before)]))
+    return run_in_kernel(folder, run, wait=1e9)
+
+
 def run_ray(
     folder,  # of the batch, seen by all machines
     runs: list,  # of `Planned`; those finished or failed are left alone
@@ -334,12 +341,12 @@ def run_ray(
     ray = _connect(address, workers)
     folder = Path(folder).absolute()
     bars = Bars(folder, runs, workers or int(ray.cluster_resources().get('CPU', 1)), show)
-    job = ray.remote(run_in_kernel)
+    job = ray.remote(_run_on_worker)
     waiting = {}
     try:
         for run in runs:
             own = job.options(num_cpus=run.config.run.threads, num_gpus=gpus_per_run, max_retries=-1)
-            waiting[own.remote(folder, run, wait=1e9)] = run
+            waiting[own.remote(folder, run, os.getcwd())] = run
         while waiting:
             for done in ray.wait(list(waiting), timeout=0.5)[0]:
                 bars.end(waiting.pop(done), ray.get(done))

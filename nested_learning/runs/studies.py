@@ -20,7 +20,7 @@ from ..config.load import Config, ConfigError
 from ..measure import metrics
 from .engines import Pool
 from .folder import make_run_dir
-from .grid import METRICS, run_or_resume
+from .grid import METRICS, check_importable, run_or_resume
 
 # %% ../../nbs/85_studies.ipynb #4f3c2923
 def _single_thread(config: Config) -> Config:
@@ -45,6 +45,8 @@ def run_all(
     places = {name: config.run.run_dir for name, config in configs.items()}
     if None in places.values() or len(set(places.values())) < len(places):
         raise ConfigError(f'run.run_dir = {list(places.values())}: each run needs a folder of its own')
+    for config in configs.values():
+        check_importable(config)
     workers = workers or os.cpu_count()
     made = {}  # run folder -> run, its warnings
 
@@ -53,7 +55,8 @@ def run_all(
 
     def watch(ended):
         made.update(ended)
-        bar.update(len(ended))
+        if ended:
+            bar.update(len(ended))
 
     # in groups of their own, so that Ctrl-C at the terminal reaches them by the pool alone
     processes = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=os.setpgrp)
@@ -119,7 +122,7 @@ def gather_results(
         methods={str(variant): [read_numbers(runs[variant, s]) for s in seeds] for variant in variants},
     )
 
-# %% ../../nbs/85_studies.ipynb #1870a4f5
+# %% ../../nbs/85_studies.ipynb #e92dc402
 def find_file(
     name: str,  # seen from `nbs/runs`, such as 'configs/digits.yaml'
 ) -> Path:  # None: there is none
