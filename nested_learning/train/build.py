@@ -29,8 +29,9 @@ from ..data.transforms import DOMAINS, View
 from ..methods.memory import Memory, capacity_of
 from ..methods.method import Method
 from ..model.levels import assign_levels
+from ..model.networks import Classifier
 from ..optim.averages import Consolidation
-from ..optim.nested import NestedOptimizer
+from ..optim.nested import NestedOptimizer, check_inner_options
 from ..stream.stream import Stream, make_stream
 from .learner import Learner, Loop
 
@@ -169,6 +170,7 @@ def make_network(
 def make_levels(
     config: Config,
     network,  # of `make_network`
+    example=None,  # (2, C, H, W) input of a network that is not ours: its levels follow the flow of data
 ) -> list:  # of dicts for `NestedOptimizer`
     "Sort the weights into levels as the configuration says."
     m, rule = config.model, config.model.network_options.levels
@@ -176,7 +178,9 @@ def make_levels(
         head_period = None if m.head_period == m.periods[0] else m.head_period
         groups = network.level_groups(m.periods, head_period=head_period)
     else:
-        groups = assign_levels(network, rule, m.periods, seed=config.run.seed)
+        ours = isinstance(network, Classifier)
+        example = None if ours else example
+        groups = assign_levels(network, rule, m.periods, seed=config.run.seed, example=example)
     for group, lr in zip(groups, config.training.level_lr or ()):
         group['lr'] = lr
     return groups
@@ -185,12 +189,14 @@ def make_levels(
 def make_optimizer(
     config: Config,
     network,  # of `make_network`
+    example=None,  # as in `make_levels`
 ) -> torch.optim.Optimizer:
     "Make the optimizer of a configuration: nested, or flat."
     t = config.training
     nested = t.optimizer == 'NestedOptimizer'
     name = t.inner if nested else t.optimizer
     inner = find('optimizer', name)
+    _check_options(inner, name, t.inner_options)
     options = dict(t.inner_options, lr=t.learning_rate)
     if takes(inner, 'weight_decay') or t.weight_decay:
         options['weight_decay'] = t.weight_decay
@@ -199,7 +205,7 @@ def make_optimizer(
     try:
         if not nested:
             return inner(network.parameters(), **options)
-        groups = make_levels(config, network)
+        groups = make_levels(config, network, example)
         optimizer = NestedOptimizer(groups, inner=inner, reduction=t.reduction, **options)
     except (TypeError, ValueError) as e:
         levels = config.model.network_options.levels
@@ -209,6 +215,19 @@ def make_optimizer(
     if config.model.network_options.reset:
         optimizer.register_step_post_hook(lambda opt, *_: network.end_context(opt.moved))
     return optimizer
+
+# %% ../../nbs/74_build.ipynb #e2e95d73
+def _check_options(inner: type, name: str, options: dict):
+    "Refuse options that have keys of their own, that the optimizer does not have, or of a wrong type."
+    for key, instead in (('lr', 'training.learning_rate'), ('weight_decay', 'training.weight_decay')):
+        if key in options:
+            raise ConfigError(
+                f'training.inner_options.{key} = {options[key]!r}: is set by {instead}; give it there'
+            )
+    try:
+        check_inner_options(inner, options)
+    except ValueError as e:
+        raise ConfigError(f'training.inner_options: {name}: {e}') from None
 
 # %% ../../nbs/74_build.ipynb #d8eb0aec
 def build(
@@ -232,7 +251,7 @@ def build(
         network.compile()
     return Learner(
         _make_method(config, network, memory),
-        make_optimizer(config, network),
+        make_optimizer(config, network, torch.zeros(2, data.channels, *data.image_size, device=device)),
         stream,
         Fetch(train, config.run.stream_seed, stream.domains, config.continual_learning.ood_kind),
         data.test,
