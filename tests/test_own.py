@@ -1,8 +1,8 @@
 """What a person brings gets the whole machinery: name and source in the folder, a hash of its own, exact
 resume after SIGKILL in another process, batches, cockpit.
 
-`python tests/test_own.py FOLDER` makes each kind of run, kills one like it and resumes that, each in its own
-process, and says how it went."""
+`python tests/test_own.py FOLDER` makes each kind of run, kills one like it and resumes that, each
+in a process of its own, and says how it went."""
 
 import importlib.util
 import os
