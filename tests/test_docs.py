@@ -61,7 +61,7 @@ def test_readme_links_lead_somewhere():
 def test_commands():
     for block in COMMANDS:
         subprocess.run(['bash', '-n'], input=block, text=True, check=True)
-    assert (ROOT / '.ci/run').read_text().endswith('/.."\n\n' + TEST + '\n')
+    assert (ROOT / '.ci/run').read_text().endswith('\n\n' + TEST + '\n')
     assert os.access(ROOT / '.ci/run', os.X_OK)
     notebook, result = re.search(r'papermill (\S+) (\S+\.ipynb)', FIRST).groups()
     assert (ROOT / notebook).is_file() and result == '_runs/first_run.ipynb'

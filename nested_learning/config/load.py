@@ -712,7 +712,16 @@ def load_config(
     sections = {s: getattr(asked, s).model_copy(update=values) for s, values in derived.items()}
     config = asked.model_copy(update=sections)
     _refuse(_contradictions(config))
-    return _with_plain_knobs(config).model_copy(update=dict(sources=_sources(config), given=given))
+    return _with_plain_knobs(config).model_copy(
+        update=dict(sources=_sources(config), given=_still_asked(given))
+    )
+
+
+def _still_asked(given: dict) -> dict:
+    "Leave out what a preset's name has replaced."
+    preset = PRESETS.get(given['continual_learning'].get('method'), {})
+    replaced = preset.get('means', {})
+    return {s: {k: v for k, v in values.items() if k not in replaced} for s, values in given.items()}
 
 
 def _with_plain_knobs(c: Config) -> Config:

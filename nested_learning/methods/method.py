@@ -288,8 +288,8 @@ def update(
     batch: Batch,  # rows of the stream
 ) -> Batch:  # the batch, with the columns that the method's memory stores
     "Make one update by hand: what `Learner.step` does, without checks, clipping and counting."
-    learned, logits, loss = forward(method, batch)
     optimizer.zero_grad()
+    learned, logits, loss = forward(method, batch)
     loss.backward()
     noted = method.on_gradients(learned)
     optimizer.step()

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, Validati
 
 from ..config.components import KIND_OF, ConfigError
 from ..config.load import KEYS, Config, load_config
+from ..config.reader import read_yaml
 from ..config.schema import AtLeastOne, Count, Section
 from ..core import write_text
 from ..measure import metrics
@@ -122,14 +123,9 @@ def read_entries(
 ) -> dict:  # as written, with `base` taken in
     "Read a file of entries, one of which may name a base configuration."
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f'{what} = {str(path)!r}: no such file; give the path of a YAML file')
-    try:
-        entries = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f'{what} = {str(path)!r}: is not YAML: {" ".join(str(e).split())}') from None
-    if not isinstance(entries, dict):
-        raise ConfigError(f'{what} = {str(path)!r}: must hold entries, got {type(entries).__name__}')
+    entries = read_yaml(path, what)
+    if not entries:
+        raise ConfigError(f'{what} = {str(path)!r}: is empty; it must hold entries')
     base = entries.get('base')
     if isinstance(base, str):
         place = path.parent / base
@@ -139,7 +135,7 @@ def read_entries(
                 'give a YAML file, or the keys themselves'
             )
         load_config(place)  # says what is wrong in it
-        base = yaml.safe_load(place.read_text(encoding='utf-8'))
+        base = read_yaml(place, 'base')
     return {**entries, 'base': {} if base is None else base}
 
 

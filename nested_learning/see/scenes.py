@@ -204,7 +204,8 @@ def draw_thumbnails(
     columns: int = 10,  # in a row
 ) -> str:  # address that holds the picture
     "Paste small images side by side."
-    k, _, h, w = images.shape
+    k = len(images)
+    h, w = images.shape[2:]
     rows = -(-k // columns)
     height, width = h + 2, w + 2  # with a clear edge of one pixel
     places = np.zeros((rows * columns, height, width, 4), np.uint8)

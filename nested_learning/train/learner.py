@@ -288,10 +288,10 @@ class Learner:
         batch: Batch,  # rows of the stream
     ) -> tuple:  # what `StepDone` reports; the batch, with the columns that the memory stores
         "Make one update."
+        self.optimizer.zero_grad()  # before the forward pass, of which delta gradient descent takes note
         before = self._buffers()
         with torch.autocast(self.device.type, self.loop.amp_dtype, self.loop.amp_dtype is not None):
             learned, logits, loss = forward(self.method, batch)
-        self.optimizer.zero_grad()
         self._backward(loss)
         norm = total_norm([p.grad for p in self._weights() if p.grad is not None])
         moved = ()
