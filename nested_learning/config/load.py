@@ -280,29 +280,31 @@ def _level_contradictions(c: Config):
             )
     if list(m.periods) != sorted(m.periods):
         yield f'model.periods = {list(m.periods)}: must not fall; the fastest level comes first'
-    if t.optimizer == 'NestedOptimizer' and not m.use_nested_learning:
-        yield (
-            'training.optimizer = NestedOptimizer: a plain network (model.use_nested_learning = false) has '
-            'no '
-            f'levels, and method {c.continual_learning.method} trains one unless use_nested_learning is '
-            'true; '
-            'set that, or leave out the optimizer'
-        )
     if t.inner == 'NestedOptimizer':
         yield 'training.inner = NestedOptimizer: levels cannot be inside levels; name another optimizer'
     yield from _precision_contradictions(c)
     if t.optimizer != 'NestedOptimizer' and t.level_lr is not None:
         yield (
             f'training.level_lr = {list(t.level_lr)}: a flat optimizer ({t.optimizer}) has one learning '
-            'rate; '
-            'use learning_rate'
+            'rate; use learning_rate'
         )
-    waits = t.optimizer == 'NestedOptimizer' and max(*m.periods, m.head_period) > 1
-    if m.network_options.norm == 'batch' and waits:
+    if t.optimizer == 'NestedOptimizer':
+        yield from _nested_contradictions(c)
+
+
+def _nested_contradictions(c: Config):
+    "List what a network must have for NestedOptimizer."
+    m = c.model
+    if not m.use_nested_learning:
         yield (
-            "model.network_options.norm = 'batch': its statistics would move in levels that wait; use "
-            "'group' "
-            "or 'group_ws', or periods of 1"
+            'training.optimizer = NestedOptimizer: a plain network (model.use_nested_learning = false) has '
+            f'no levels, and method {c.continual_learning.method} trains one unless use_nested_learning '
+            'is true; set that, or leave out the optimizer'
+        )
+    if m.network_options.norm == 'batch' and max(*m.periods, m.head_period) > 1:
+        yield (
+            "model.network_options.norm = 'batch': its statistics would move in levels that wait; "
+            "use 'group' or 'group_ws', or periods of 1"
         )
 
 # %% ../../nbs/04_load.ipynb #b85d0055
