@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session')
 def files(tmp_path_factory):
-    "Paths of all files of the repository that git does not ignore, tracked or not, seen from its root;"
-    'works in a copy without .git too.'
+    """Paths of all files of the repository that git does not ignore, tracked or not, seen from its root;
+    works in a copy without .git too."""
     empty = tmp_path_factory.mktemp('git')
     subprocess.run(['git', 'init', '-q', empty], check=True)
     listed = subprocess.run(

@@ -1,6 +1,4 @@
-"README and the docs site are what the notebooks and the results make them, and their commands are the"
-
-'ones that CI runs.'
+"README and the docs site are what the notebooks make them, and their commands are those that CI runs."
 
 import importlib.util
 import json

@@ -1,6 +1,4 @@
-"Every configuration key has an effect: the schema is walked, each key is changed in a small run, and what"
-
-'it is there for must differ.'
+"Every configuration key has an effect: each is changed in a small run, and what it is there for must differ."
 
 import contextlib
 import itertools

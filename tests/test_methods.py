@@ -92,8 +92,8 @@ def test_golden_accuracy_of_replay(tmp_path):
 
 @pytest.mark.slow
 def test_golden_accuracies(tmp_path):
-    "Three seeds of every method, within five points of the committed results or what seeds differ by:"
-    'kinds of machine round differently.'
+    """Three seeds of every method, within five points of the committed results or what seeds differ by:
+    kinds of machine round differently."""
     jobs = [(method, seed) for method in RESULTS['methods'] for seed in (0, 1, 2)]
     with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
         found = dict(zip(jobs, pool.map(accuracy, *zip(*jobs), [tmp_path] * len(jobs))))

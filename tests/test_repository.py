@@ -1,6 +1,4 @@
-"What notebooks cannot check about themselves: export, cleanliness, order of imports, examples, sizes,"
-
-'layout.'
+"What notebooks cannot check about themselves: export, cleanliness, imports, examples, sizes and layout."
 
 import ast
 import re
@@ -162,8 +160,8 @@ def imported(name, tree):
 
 
 def test_imports_run_one_way(modules):
-    "A module imports only modules whose notebooks have a lower number; then there is no cycle, and"
-    'packages follow their decades.'
+    """A module imports only modules whose notebooks have a lower number; then there is no cycle, and
+    packages follow their decades."""
     names = list(modules.values())
     trees = {name: ast.parse(source_of(name)) for name in names}
     wrong = [
@@ -218,8 +216,8 @@ def test_every_export_has_an_example(notebooks, modules):
 
 
 def test_parameters(notebooks):
-    "Each papermill notebook has one cell of parameters, each on a line with its type, its default and a"
-    'comment.'
+    """Each papermill notebook has one cell of parameters, each on a line with its type, its default and a
+    comment."""
     runs = {path: cells for path, cells in notebooks.items() if path.startswith('runs/')}
     assert runs
     for path, cells in runs.items():

@@ -212,8 +212,7 @@ def _derive_model(m: Model, nested: bool, has_levels: bool) -> dict:
 
 
 def network_class(name: str, nested: bool):
-    "Give the class or function that makes a network: the plain twin of a nested one where there are no"
-    'levels.'
+    "Give what makes a network: the plain twin of a nested one where there are no levels."
     network = find('network', name)
     return network if nested else getattr(network, 'plain_twin', network)
 

@@ -404,10 +404,10 @@ class Drive:
 
     @contextmanager
     def guarded(self):
-        "Finish the folder after a block that pulls events; a block that fails leaves one that can be"
-        'taken up.'
+        "Finish the folder after a block that pulls events; if the block fails, the run can be taken up."
         try:
-            yield
+            with use_threads(self.config.run.threads):
+                yield
         except BaseException as e:
             self._note_failure(e)
             self._reword(e)

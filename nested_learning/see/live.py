@@ -18,7 +18,6 @@ import torch.nn.functional as F
 
 from ..config.load import Config
 from ..config.schema import RATIOS
-from ..core import use_threads
 from ..runs.experiment import branch, reopen
 from ..runs.folder import KINDS, list_parts, read_rows
 from ..stream.stream import Stream
@@ -273,7 +272,7 @@ class LiveRun:
         try:
             drive = make()
             self._begin(drive, past)
-            with use_threads(drive.config.run.threads), drive.guarded():
+            with drive.guarded():
                 self._rest()
                 for event in drive.events():
                     self._take(event)
