@@ -731,7 +731,9 @@ def _with_plain_knobs(c: Config) -> Config:
         return c
     knobs = []
     for knob in c.run.knobs:
-        then = c.at(knob.step).model_dump(mode='json')
+        upto = (*c.run.knobs, knob)  # last, where one step sets a key twice
+        run = c.run.model_copy(update=dict(knobs=upto))
+        then = c.model_copy(update=dict(run=run)).at(knob.step).model_dump(mode='json')
         knobs.append(knob.model_copy(update=dict(value=then[KEYS[knob.name]][knob.name])))
     return c.model_copy(update=dict(run=c.run.model_copy(update=dict(knobs=tuple(knobs)))))
 
