@@ -70,8 +70,33 @@ def worst_task(R):
     "The lowest accuracy of the last row."
     return R[-1].min()
 """
-MODULES = dict(my_losses=LOSSES, my_networks=NETWORKS, my_scores=SCORES)
-BROKEN = dict(broken_import='import no_such_package\n\n\ndef thing():\n    return 1\n')
+LINEAR = """
+from torch import nn
+
+from nested_learning.model.networks import Classifier
+
+
+class Linear(Classifier):
+    "One layer on the pixels; it has no `base_channels`."
+
+    def __init__(self, input_channels, num_classes, *, image_size):
+        super().__init__()
+        self.head = nn.Linear(input_channels * image_size[0] * image_size[1], num_classes)
+
+    def features(self, images):
+        return images.flatten(1)
+
+
+def normed(num_classes):
+    "Two layers with BatchNorm between them."
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, num_classes))
+"""
+MODULES = dict(my_losses=LOSSES, my_networks=NETWORKS, my_scores=SCORES, my_linear=LINEAR)
+BROKEN = dict(
+    broken_import='import no_such_package\n\n\ndef thing():\n    return 1\n',
+    broken_syntax='def thing(:\n    return 1\n',
+    broken_name='thing = no_such_name\n',
+)
 SMALL = dict(
     network='mlp',
     base_channels=8,
@@ -221,6 +246,8 @@ def test_folder_names_it(kind, said, place):
         assert name == 'RAdam' and not sources
     else:
         assert name == tuple(changes[key]) if kind == 'metric' else name == changes[key]
+        if kind == 'metric':
+            assert list(sources) == ['source-metrics-my_scores.worst_task.py']  # a name for any system
         (source,) = sources.values()
         assert source in [text.lstrip() for text in MODULES.values()]
     row = Store(place).frame().set_index('run').loc[f'{kind}-whole']
@@ -266,6 +293,21 @@ def test_an_optimizer_changes_the_hash():
     built_in, own = load_config(**SMALL), load_config(keys_of('optimizer', learning_rate=0.1))
     assert own.hash != built_in.hash
     assert bring(SMALL, optimizer=torch.optim.RAdam).hash == own.hash
+
+
+def test_a_network_without_channels(place, tmp_path):
+    keys = {**SMALL, 'network': 'my_linear:Linear', 'base_channels': None, 'run_dir': str(tmp_path / 'run')}
+    done = run(load_config(keys), progress=False)
+    assert done.config.model.base_channels is None
+    assert type(load_model(done.dir)).__name__ == 'Linear'
+
+
+@pytest.mark.filterwarnings('ignore:a level of period')
+def test_levels_that_cannot_be_are_named(place):
+    "BatchNorm in a level that waits is refused under the key of levels, not that of the optimizer."
+    keys = keys_of('network', network='my_linear:normed', image_size=[8, 8])
+    with pytest.raises(ConfigError, match='^model.network_options.levels = depth: 2 is a BatchNorm1d'):
+        start(load_config(keys))
 
 
 def test_a_changed_source_is_not_resumed(place, tmp_path):
@@ -341,6 +383,8 @@ WRONG = [  # key, a name that leads nowhere, a word of what is said
     ('method', 'my_losses:Mien', 'cannot be imported'),
     ('method', 'my_loses:Mine', 'cannot be imported'),
     ('method', 'broken_import:thing', 'no_such_package'),
+    ('method', 'broken_syntax:thing', 'SyntaxError'),
+    ('method', 'broken_name:thing', "NameError: name 'no_such_name'"),
     ('network', 'mpl', 'did you mean mlp'),
     ('network', 'my_scores:make', 'cannot be imported'),
     pytest.param('network', 'timm/resnet81', 'timm has no such network', marks=needs_timm),

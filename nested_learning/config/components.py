@@ -112,8 +112,8 @@ def _import(kind: str, path: str):
         )
     try:
         return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f'{path!r}: this {kind} cannot be imported ({e})') from None
+    except Exception as e:  # a module may fail in any way while it is imported
+        raise ConfigError(f'{path!r}: this {kind} cannot be imported ({type(e).__name__}: {e})') from None
 
 
 def _from_library(kind: str, name: str):

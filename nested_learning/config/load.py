@@ -791,7 +791,8 @@ def _sources(c: Config) -> dict:
     for key, kind, name in _named_components(c):
         text = source_of(kind, name)
         if text:
-            texts[f'{key} {name}' if key == 'metrics' else key] = text
+            several = key == 'metrics'
+            texts[f'{key}-' + name.replace(':', '.') if several else key] = text  # part of a file's name
     return texts
 
 # %% ../../nbs/04_load.ipynb #a28c6e93

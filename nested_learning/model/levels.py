@@ -351,7 +351,7 @@ def _check_batchnorm(
             raise ValueError(
                 f'{name} is a {type(module).__name__} in a level of period {slowest}, but its running '
                 'statistics move at every step: use GroupNorm, freeze it (eval mode, requires_grad_(False)) '
-                'or pass allow_batchnorm=True'
+                'or a period of 1; `assign_levels` by hand takes allow_batchnorm=True'
             )
 
 # %% ../../nbs/32_levels.ipynb #b094cd88

@@ -29,7 +29,7 @@ from nested_learning.model.cms import (
 class Classifier(nn.Module):
     "Classify images by a linear `head` on `features`; attributes say which keys of a configuration apply."
 
-    default_channels = 64  # `base_channels` where a configuration leaves it open
+    default_channels = None  # `base_channels` where a configuration leaves it open; None: it takes none
     options = ()  # which of the `network_options` norm, order and reset its constructor takes
     has_blocks = False  # has it levels of its own, in `level_groups`?
 
@@ -61,6 +61,7 @@ def _check_images(
 class StagedNetwork(Classifier):
     "Join a stem, four stages, average pooling and a classifier."
 
+    default_channels = 64
     options = ('norm',)
 
     def __init__(

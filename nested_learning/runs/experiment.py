@@ -134,8 +134,8 @@ class Run:
             a_auc=anytime.a_auc(steps, curves),
             min_acc=anytime.min_acc(steps, curves, ends),
             wc_acc=anytime.wc_acc(steps, curves, ends),
-            stability_gap=_mean_of_finite(depth),
-            recovery=_mean_of_finite(recovery),
+            stability_gap=_mean_of_measured(depth),
+            recovery=_mean_of_measured(recovery),
             windowed_forgetting=anytime.windowed_forgetting(curves),
             windowed_plasticity=anytime.windowed_plasticity(curves),
         )
@@ -145,8 +145,9 @@ class Run:
         return f'Run({str(self.dir)!r}, {self.info["status"]})'
 
 
-def _mean_of_finite(values) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+def _mean_of_measured(values) -> float:
+    "Average without NaN; a task that never recovers makes the mean infinite."
+    return np.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def summarise(

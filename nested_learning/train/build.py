@@ -202,19 +202,25 @@ def make_optimizer(
         options['weight_decay'] = t.weight_decay
     if takes(inner, 'model'):
         options['model'] = network
+    params = _levels_of(config, network, example) if nested else network.parameters()
     try:
         if not nested:
-            return inner(network.parameters(), **options)
-        groups = make_levels(config, network, example)
-        optimizer = NestedOptimizer(groups, inner=inner, reduction=t.reduction, **options)
+            return inner(params, **options)
+        optimizer = NestedOptimizer(params, inner=inner, reduction=t.reduction, **options)
     except (TypeError, ValueError) as e:
-        levels = config.model.network_options.levels
-        raise ConfigError(
-            f'training.inner_options = {t.inner_options}, levels = {levels}: {name}: {e}'
-        ) from None
+        raise ConfigError(f'training.inner_options = {t.inner_options}: {name}: {e}') from None
     if config.model.network_options.reset:
         optimizer.register_step_post_hook(lambda opt, *_: network.end_context(opt.moved))
     return optimizer
+
+
+def _levels_of(config: Config, network, example) -> list:
+    "Sort the network into levels; raise in the words of the configuration."
+    levels = config.model.network_options.levels
+    try:
+        return make_levels(config, network, example)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'model.network_options.levels = {levels}: {e}') from None
 
 # %% ../../nbs/74_build.ipynb #e2e95d73
 def _check_options(inner: type, name: str, options: dict):
