@@ -96,10 +96,8 @@ def test_public_names():
     "The names of `import nested_learning as nl` stay fixed, and importing it is light."
     names = (
         'run resume fork load_config Config make_stream StreamConfig Stream load_dataset Dataset '
-        'NestedLearningNetwork '
-        'PlainNetwork CMSBlock assign_levels NestedOptimizer Consolidation Memory Method ER Learner Run '
-        'Store load_model '
-        'predict Cockpit metrics plots'
+        'NestedLearningNetwork PlainNetwork CMSBlock assign_levels NestedOptimizer Consolidation Memory '
+        'Method ER Learner Run Store load_model predict Cockpit metrics plots'
     ).split()
     code = 'import sys, nested_learning as nl\nassert not {"torch", "pandas"} & {*sys.modules}\n'
     code += 'print(*nl.__all__)'

@@ -107,8 +107,7 @@ def _import(kind: str, path: str):
     ):
         raise ConfigError(
             f'{path!r}: this {kind} was defined in a notebook or given as an object, and this process does '
-            'not '
-            f'have it; give the object itself, such as {kind.split()[0]}=..., or put it into a module'
+            f'not have it; give the object itself, such as {kind.split()[0]}=..., or put it into a module'
         )
     try:
         return pkgutil.resolve_name(path)

@@ -575,8 +575,7 @@ def _agreed(name: str, key: str, explicit, value, agrees: bool):
         return explicit
     raise ConfigError(
         f'{KEYS[key]}.{key} = {_show(explicit)}: contradicts method {name}, which means {key} = '
-        f'{_show(value)}; '
-        'leave out one of the two'
+        f'{_show(value)}; leave out one of the two'
     )
 
 

@@ -45,8 +45,7 @@ class NetworkOptions(Section):
     norm: Optional[Literal['batch', 'group', 'group_ws']] = Field(
         None,
         description="'batch', 'group' or 'group_ws' (group norm with weight standardisation); null: batch "
-        'where '
-        'every weight moves at each step, else group_ws',
+        'where every weight moves at each step, else group_ws',
     )
     order: Optional[Literal['fast_first', 'slow_first']] = Field(
         None, description='order of the levels in a sequential block; null: fast_first'
@@ -54,8 +53,7 @@ class NetworkOptions(Section):
     reset: Optional[Literal['initial', 'learned']] = Field(
         None,
         description='state that faster levels go back to when a slower one moves (eq. 72); null: none, '
-        'they stay '
-        'as they are',
+        'they stay as they are',
     )
     levels: Optional[Literal['blocks', 'depth', 'reversed', 'random']] = Field(
         None,
@@ -76,8 +74,7 @@ class Model(Section):
     use_nested_learning: Optional[StrictBool] = Field(
         None,
         description='levels with periods of their own; false: a plain network with a flat optimizer; null: '
-        'true '
-        'for a method named nested* or no named method, else false',
+        'true for a method named nested* or no named method, else false',
     )
     num_cms_levels: Annotated[StrictInt, Field(ge=1, le=8)] = Field(
         3, description='levels per stage, or of the whole network; an mlp has as many hidden layers'
@@ -91,8 +88,7 @@ class Model(Section):
     base_channels: Optional[Annotated[StrictInt, Field(ge=4, le=8192)]] = Field(
         None,
         description='channels of the first stage (mlp: units of a layer); null: 64 for nested_cnn (32, 64, '
-        '128 '
-        'give about 5, 20, 80 million weights), 20 for slim_resnet18, 256 for mlp',
+        '128 give about 5, 20, 80 million weights), 20 for slim_resnet18, 256 for mlp',
     )
     input_channels: Optional[AtLeastOne] = Field(
         None, description="channels of the images; null: the data set's"
@@ -138,8 +134,7 @@ class Data(Section):
     num_workers: Optional[Count] = Field(
         None,
         description='threads that decode image files; null: one per core, 8 at most. Data sets held in '
-        'memory '
-        'need none',
+        'memory need none',
     )
     pin_memory: StrictBool = Field(False, description='page-locked batches, for faster copies to a GPU')
     prefetch_factor: AtLeastOne = Field(
@@ -160,8 +155,7 @@ class Data(Section):
     holdout: Optional[Ratio] = Field(
         None,
         description='share of the training images held out for evaluation inside a task; null: 0.1 if '
-        'eval_every '
-        'or save_best_model asks for it, else 0',
+        'eval_every or save_best_model asks for it, else 0',
     )
     dataset_options: DatasetOptions = Field(
         DatasetOptions(), description='how image files are read: {in_memory, max_bad}'
@@ -202,8 +196,7 @@ class Training(Section):
     use_amp: StrictBool = Field(
         False,
         description='mixed precision: bfloat16 on a GPU that has it, else float16 with a scaled loss; on a '
-        'CPU '
-        'only with amp_dtype',
+        'CPU only with amp_dtype',
     )
     amp_dtype: Optional[Literal['bfloat16', 'float16']] = Field(
         None, description="'bfloat16' or 'float16' forces that, also on the CPU; null: chosen for the device"
@@ -282,9 +275,8 @@ class ContinualLearning(Section):
     method: Optional[Name] = Field(
         None,
         description='a method (fine_tune, ewc, si, lwf, er, er_ace, der_pp, mir, cls_er, mkd, gdumb), a '
-        'preset '
-        '(nested, nested_er, consolidated, nested_consolidated, iid, joint) or module:object; null: er with '
-        'levels, or fine_tune without memory',
+        'preset (nested, nested_er, consolidated, nested_consolidated, iid, joint) or module:object; null: '
+        'er with levels, or fine_tune without memory',
     )
     method_options: dict[StrictStr, Any] = Field(
         {}, description='options of the method, such as {strength: 100} for ewc'
@@ -295,16 +287,14 @@ class ContinualLearning(Section):
     memory_policy: Optional[Name] = Field(
         None,
         description="what the memory keeps: 'reservoir' (uniform over the stream), 'greedy' or 'ring' "
-        '(balanced '
-        "over classes), 'window' (the newest), 'herding' (nearest to the class means, chosen at task ends); "
-        'null: reservoir, or greedy for gdumb',
+        "(balanced over classes), 'window' (the newest), 'herding' (nearest to the class means, chosen at "
+        'task ends); null: reservoir, or greedy for gdumb',
     )
     replay_batch_size: AtLeastOne = Field(10, description='images drawn from the memory at each step')
     consolidation: Optional[Averages] = Field(
         None,
         description='running averages as slow levels, read at evaluation: {windows, periods, cascaded, '
-        'buffers, '
-        'readout}; null: none',
+        'buffers, readout}; null: none',
     )
     readout: Literal['classifier', 'nearest_mean'] = Field(
         'classifier',
@@ -323,8 +313,7 @@ class ContinualLearning(Section):
     ood_policy: Literal[OOD_POLICIES] = Field(
         'label_noise',
         description="out-of-distribution images are learned with a wrong label ('label_noise'), toward "
-        'uniform '
-        "confidence ('reject') or not ('ignore')",
+        "uniform confidence ('reject') or not ('ignore')",
     )
     ood_kind: Literal['mixed', 'uniform', 'gaussian', 'smooth', 'blobs', 'textures', 'patch_shuffle'] = Field(
         'mixed',
@@ -342,8 +331,7 @@ class ContinualLearning(Section):
     realism: Optional[Literal['easy', 'moderate', 'hard']] = Field(
         None,
         description="'easy' (0/0/0), 'moderate' (0.1/0.05/0.05) or 'hard' (0.2/0.1/0.1) for blur, "
-        'recurrence, '
-        'ood, as far as the strategy has them; null: moderate, or easy for split, table and iid',
+        'recurrence, ood, as far as the strategy has them; null: moderate, or easy for split, table and iid',
     )
 
 # %% ../../nbs/01_schema.ipynb #7b816233
@@ -355,8 +343,7 @@ class Evaluation(Section):
         min_length=1,
         description='rows of the summary (accuracy, forgetting, learning_accuracy, old_task_accuracy, '
         'average_incremental_accuracy, backward_transfer, first_minus_last, or module:object, a function '
-        'of R); '
-        'learning accuracy always stands beside forgetting',
+        'of R); learning accuracy always stands beside forgetting',
     )
     evaluate_old_tasks: StrictBool = Field(
         True, description='at a task end, test all tasks; false: only the one just ended'

@@ -297,8 +297,7 @@ def _again(run_dir: Path, **objects) -> Config:
     if config.hash != recorded:
         raise ConfigError(
             f'run_dir = {str(run_dir)!r}: config.yaml is not the one that this run was made with (run.json '
-            'has '
-            f'its hash {recorded}, it now gives {config.hash}); restore it, or fork the run'
+            f'has its hash {recorded}, it now gives {config.hash}); restore it, or fork the run'
         )
     return config
 
