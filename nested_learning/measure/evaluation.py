@@ -16,7 +16,7 @@ import torch
 from ..core import forked_random
 from .metrics import false_accept, ood_auroc
 from ..methods.method import confidence
-from ..optim.averages import evaluating
+from ..optim.averages import FORWARD_IMAGES, evaluating
 
 # %% ../../nbs/63_evaluation.ipynb #fbf1c031
 def count_correct(
@@ -45,7 +45,7 @@ def evaluate(
     task_classes,  # classes of each task
     begun: int,  # tasks begun so far
     tasks=None,  # tasks to test; None: all
-    batch_size: int = 500,  # images per forward pass
+    batch_size: int = FORWARD_IMAGES,  # images per forward pass
 ) -> tuple:  # of dicts: task, readout, class_il, task_il, n
     "Measure class-IL and task-IL accuracy of each task and read-out."
     T = len(task_classes)
@@ -154,7 +154,7 @@ def evaluate_ood(
     ood_test,  # split of out-of-distribution images
     view,  # its `plain` form is used
     classes,  # classes begun so far
-    batch_size: int = 500,  # images per forward pass
+    batch_size: int = FORWARD_IMAGES,  # images per forward pass
 ) -> tuple:  # of dicts: readout, ood_auroc, false_accept, n
     "Measure how well confidence tells known from out-of-distribution images (Hendrycks and Gimpel 2017)."
     known = np.flatnonzero(np.isin(split.labels, list(classes)))

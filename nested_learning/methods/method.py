@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config.schema import OOD_POLICIES
 from .memory import Memory
-from ..optim.averages import NearestClassMean, evaluating
+from ..optim.averages import FORWARD_IMAGES, NearestClassMean, evaluating
 
 # %% ../../nbs/51_method.ipynb #d29d889c
 @dataclass(frozen=True)
@@ -344,5 +344,5 @@ class ER(Method):
         images = self.memory.take(range(len(self.memory)))[0]
         device = next(self.model.parameters()).device
         with evaluating(self.model) as model:
-            parts = [model.features(self.view.plain(part.to(device))) for part in images.split(500)]
+            parts = [model.features(self.view.plain(part.to(device))) for part in images.split(FORWARD_IMAGES)]
         self.memory.herd(torch.cat(parts))

@@ -29,7 +29,7 @@ from ..core import hash_tensors, pick_device, use_threads, write_atomic, write_t
 from ..data.datasets import as_dataset, content_hash
 from ..data.transforms import View
 from ..measure import anytime, metrics
-from ..optim.averages import NearestClassMean
+from ..optim.averages import FORWARD_IMAGES, NearestClassMean
 from nested_learning.runs.folder import (
     KINDS,
     Recorder,
@@ -222,7 +222,7 @@ def _fill(module: torch.nn.Module, state: dict) -> torch.nn.Module:
 def predict(
     model: torch.nn.Module,  # of `load_model`
     images: torch.Tensor,  # (B, C, H, W) uint8, of the size and channels of the training images
-    batch_size: int = 500,  # images per forward pass
+    batch_size: int = FORWARD_IMAGES,  # images per forward pass
 ) -> torch.Tensor:  # (B, K) probabilities
     "Classify pictures of your own."
     if images.dtype != torch.uint8 or images.ndim != 4:
