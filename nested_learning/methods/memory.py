@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..core import draws, permutation
+
 # %% ../../nbs/50_memory.ipynb #8cc10865
 def reservoir_slots(
     bits: np.ndarray,  # (B,) non-negative integers, uniform over far more than `seen` values
@@ -111,9 +113,9 @@ def draw_slots(
         )
     if n < 0:
         raise ValueError(f'n = {n}: must be 0 or more')
-    shuffled = torch.randperm(len(labels), generator=generator)
     if how == 'uniform':
-        return shuffled[:n]
+        return _draw_different(n, len(labels), generator)
+    shuffled = torch.randperm(len(labels), generator=generator)
     labels = labels.cpu()[shuffled]
     counts = labels.bincount()
     counts = counts[counts > 0]
@@ -125,6 +127,20 @@ def draw_slots(
     by_class = labels.argsort(stable=True)
     in_rounds = (turn * len(counts) + place).argsort()
     return shuffled[by_class[in_rounds]][:n]
+
+
+def _draw_different(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw up to n different numbers below size, in random order; a few of many cost no more than of few.
+
+    The generator gives one number, whatever n is: methods that draw more or less keep the same images."""
+    seed = torch.randint(2**63 - 1, (), generator=generator).item()
+    if 4 * n > size:
+        return torch.from_numpy(permutation(seed, 'slots', size)[:n])
+    drawn, tries = [], n
+    while len(drawn) < n:
+        tries *= 2
+        drawn = list(dict.fromkeys((draws(seed, 'slots', tries) % np.uint64(size)).tolist()))
+    return torch.tensor(drawn[:n], dtype=torch.int64)
 
 # %% ../../nbs/50_memory.ipynb #421a87ca
 _NOT_HERDED = 2**62  # rank of an image that was never ranked: it leaves first
@@ -238,7 +254,10 @@ class Memory:
         batch = dict(images=images, labels=labels, samples=samples, **columns)
         self._check_batch(batch)
         known = labels >= 0
-        batch = {name: x.detach()[known.to(x.device)] for name, x in batch.items()}
+        if known.all():
+            batch = {name: x.detach() for name, x in batch.items()}
+        else:
+            batch = {name: x.detach()[known.to(x.device)] for name, x in batch.items()}
         n = len(batch['labels'])
         policy = POLICIES[self.policy]
         if policy.rank:
@@ -256,7 +275,10 @@ class Memory:
 
     def take(self, slots, columns: tuple = ()) -> tuple:
         "Give images, labels and samples in `slots`, then the other `columns` asked for."
-        slots = self._check_slots(slots)
+        return self._take(self._check_slots(slots), columns)
+
+    def _take(self, slots, columns):
+        "Collect the columns of slots that are filled."
         for name in columns:
             if name not in self.names:
                 raise ValueError(
@@ -268,7 +290,7 @@ class Memory:
 
     def draw(self, n: int, how: str = 'uniform', columns: tuple = ()) -> tuple:
         "Draw slots and take what is in them."
-        return self.take(self.slots(n, how), columns)
+        return self._take(self.slots(n, how), columns)
 
     def held(self, name: str) -> np.ndarray:  # (len(memory), ...)
         "Copy one column of the filled slots; zeros where there is no such column."

@@ -26,7 +26,7 @@ class Passes:
         self.counts = {}  # phase -> [images passed forward, of these with a gradient]
         for network in networks:
             first = next(m for m in network.modules() if next(m.parameters(recurse=False), None) is not None)
-            first.register_forward_pre_hook(self._hook())
+            first.register_forward_pre_hook(self._hook(network))
 
     @contextmanager
     def during(
@@ -40,8 +40,7 @@ class Passes:
         finally:
             self.phase = before
 
-    def _hook(self):
-        @torch.compiler.disable
+    def _hook(self, network):
         def count(module, inputs):  # a plain function: copies of the network share it
             if self.phase is None:
                 return
@@ -49,7 +48,8 @@ class Passes:
             n = len(inputs[0])
             self.counts[self.phase] = [forward + n, backward + n * torch.is_grad_enabled()]
 
-        return count
+        # a compiled network must not take the counting into its graph; for others the guard only costs time
+        return count if network._compiled_call_impl is None else torch.compiler.disable(count)
 
 # %% ../../nbs/70_counters.ipynb #46f10b51
 class Flops(TorchDispatchMode):

@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Optional
 
 import numpy as np
@@ -190,7 +191,7 @@ class Loop:
         batch: int,  # counts from 0
     ) -> int:  # [steps]
         "Plan the updates on one batch (as Koh et al. 2022 do for fractions)."
-        rate = Fraction(str(self.updates_per_batch))
+        rate = self._rate
         return int((batch + 1) * rate) - int(batch * rate)
 
     def steps(
@@ -201,7 +202,12 @@ class Loop:
         batches, rest = divmod(rows, self.batch_size)
         if rest > 1 or rest and (self.batch_size == 1 or not batches):
             batches += 1
-        return int(batches * Fraction(str(self.updates_per_batch)))
+        return int(batches * self._rate)
+
+    @cached_property
+    def _rate(self) -> int | Fraction:  # updates per batch, exactly
+        rate = Fraction(str(self.updates_per_batch))
+        return rate.numerator if rate.denominator == 1 else rate
 
 # %% ../../nbs/72_learner.ipynb #d20b1ed5
 class NonFinite(FloatingPointError):
@@ -484,5 +490,8 @@ PLACE = ('steps', 'position', 'updates', 'skipped', 'replayed', 'past_knobs')  #
 def _share_correct(learned: Batch, logits: torch.Tensor) -> float:
     "Give the share of the stream's rows with a class that were answered correctly; NaN without any."
     labels = learned.labels[: learned.fresh]
-    correct = logits.detach()[: learned.fresh].argmax(1) == labels
-    return correct[labels >= 0].float().mean().item()
+    if not len(labels):
+        return math.nan
+    correct = logits.detach()[: learned.fresh].argmax(1) == labels  # -1 is no answer
+    known = (labels >= 0).sum().item()
+    return correct.sum().item() / known if known else math.nan
