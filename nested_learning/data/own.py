@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import derive_seed, draws
+from ..core import check_number, derive_seed, draws
 from .images import ImageFiles, check_labels, name_bad, to_rgb
 from .pixels import load_pixels, read_record, write_record
 from .splits import Dataset, ImageArray, subset
@@ -26,11 +26,12 @@ from .trees import CACHE, list_images, printable
 _TEST_SHARE, _SPLIT_SEED = 0.2, 2026
 
 
-def _split_fifth(
+def _split_share(
     order: np.ndarray,  # (N,) numbers; those with the smallest ones of each class are for test
     labels: np.ndarray,  # (N,) classes
+    share: float = _TEST_SHARE,  # of each class
 ) -> tuple:  # (train rows, test rows), int64, both ascending
-    "Take a fifth of each class for test, one image at least."
+    "Take a share of each class for test, one image at least."
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -38,7 +39,7 @@ def _split_fifth(
             raise ValueError(
                 f'class {label} has 1 image: it needs two, one for test; add some, or give a test part'
             )
-        count = max(1, round(_TEST_SHARE * len(rows)))
+        count = max(1, round(share * len(rows)))
         mask[rows[order[rows].argsort(kind='stable')[:count]]] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
@@ -47,32 +48,38 @@ def _split_by_name(
     files,  # N names
     labels: np.ndarray,  # (N,) their classes
     classes,  # K names
+    share: float = _TEST_SHARE,  # of each class, for test
+    seed: int = _SPLIT_SEED,  # decides which
 ) -> tuple:  # (train rows, test rows), int64, both ascending
-    "Split files, a fifth of each class for test, by the hash of their names."
+    "Split files, a share of each class for test, by the hash of their names."
     for name, count in zip(classes, np.bincount(labels, minlength=len(classes))):
         if count < 2:
             raise ValueError(
                 f'class {name!r} has {count} image: it needs two, one for test; '
                 'add some, or make folders train and test'
             )
-    return _split_fifth(np.array([derive_seed(_SPLIT_SEED, printable(file)) for file in files]), labels)
+    order = np.array([derive_seed(seed, printable(file)) for file in files])
+    return _split_share(order, labels, share)
 
 # %% ../../nbs/14_own.ipynb #e3e0e63b
 def _kept_split(
     tree,  # list of files
     rows: np.ndarray,  # (N,) those that are not damaged
+    share: float,  # of each class, for test
+    seed: int,  # decides which
 ) -> tuple:  # (train rows, test rows) among `rows`
     "Split a tree as it says, else as it was split before, else by name; keep the split."
     if tree.num_train is not None:
         return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
     files = [tree.files[row] for row in rows]
-    path = Path(tree.root) / CACHE / 'split.json'
+    usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
+    path = Path(tree.root) / CACHE / ('split.json' if usual else f'split-{share}-{seed}.json')
     key = hashlib.sha256('\n'.join(files).encode(errors='surrogateescape')).hexdigest()[:32]
     if record := read_record(path, key):
         kept = set(record['test'])
         mask = np.array([file in kept for file in files])
         return np.flatnonzero(~mask), np.flatnonzero(mask)
-    train, test = _split_by_name(files, tree.labels[rows], tree.classes)
+    train, test = _split_by_name(files, tree.labels[rows], tree.classes, share, seed)
     try:
         write_record(path, key, test=[files[row] for row in test])
     except OSError:
@@ -100,8 +107,11 @@ def load_folder(
     num_workers=None,  # threads that decode; None: one for each CPU, 8 at most
     prefetch_factor: int = 2,  # announced batches that are decoded ahead
     max_bad: float = 0.01,  # share of the files that may be damaged; they are left out
+    test_share: float = _TEST_SHARE,  # of each class, in (0, 1), where the tree has no test part
+    split_seed: int = _SPLIT_SEED,  # decides which images these are
 ) -> Dataset:
     "Load a tree of class folders."
+    check_number('test_share', test_share, lambda share: 0 < share < 1, 'between 0 and 1')
     if in_memory not in (None, True, False):
         raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
     if num_workers is None:
@@ -123,7 +133,7 @@ def load_folder(
             stacklevel=3,
         )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
-    train, test = _kept_split(tree, rows)
+    train, test = _kept_split(tree, rows, test_share, split_seed)
     if pixels is None:
         train, test = subset(split, rows[train]), subset(split, rows[test])
     else:
@@ -280,7 +290,7 @@ class _Part:
     def split(self) -> tuple:  # training part, test part
         "Take a fifth of each class for test."
         order = draws(_SPLIT_SEED, 'test part', len(self.labels))
-        train, test = _split_fifth(order, self.labels)
+        train, test = _split_share(order, self.labels)
         return tuple(_Part(self.images[rows], self.labels[rows], self.classes) for rows in (train, test))
 
     def in_memory(self) -> ImageArray:
