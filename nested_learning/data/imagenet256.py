@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'ArchiveError', 'list_archive', 'extract', 'read_manifest', 'verify', 'repair', 'set_up',
-           'load_imagenet256', 'setup', 'kaggle_command', 'imagenet256_command']
+           'load_imagenet256', 'setup']
 
 # %% ../../nbs/16_imagenet256.ipynb #df8f2962
 import errno
@@ -309,7 +309,7 @@ def setup():
 
 @setup.command('kaggle')
 @click.option('--dataset', default=DATASET, show_default=True, help='Data set to try the credentials on.')
-def kaggle_command(dataset):
+def _kaggle_command(dataset):
     """Store credentials for Kaggle and try them.
 
     The key is asked for without being shown, and stored where Kaggle's own client looks, readable by nobody
@@ -339,7 +339,7 @@ def kaggle_command(dataset):
 @click.option('--keep-archive', is_flag=True, help='Keep the archive that was downloaded.')
 @click.option('--verify', 'only_verify', is_flag=True, help='Only compare every file with the manifest.')
 @click.option('--repair', 'only_repair', is_flag=True, help='Only put back what is missing or damaged.')
-def imagenet256_command(data_dir, dataset, archive, keep_archive, only_verify, only_repair):
+def _imagenet256_command(data_dir, dataset, archive, keep_archive, only_verify, only_repair):
     """Download ImageNet at 256 x 256 pixels, unpack it and check it.
 
     Stopped or killed at any point, the same command goes on. Ends with 0 if the data set is complete.

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import shutil
 import tempfile
 import warnings
 from contextlib import suppress
@@ -57,7 +59,8 @@ def write_record(
 
 # %% ../../nbs/12_pixels.ipynb #150f02d8
 _CACHE_VERSION = 2
-_MEMORY_LIMIT = 2 * 10**9  # bytes of pixels that count as fitting into memory
+_MEMORY_LIMIT = 2 * 10**9  # bytes of pixels that count as fitting into any memory
+_MEMORY_SHARE = 0.25  # of the machine's memory that pixels may fill
 
 
 def _hash_file(path) -> str | None:  # 32 hexadecimal digits; None if it cannot be read
@@ -70,6 +73,13 @@ def _hash_file(path) -> str | None:  # 32 hexadecimal digits; None if it cannot 
     except OSError:
         return None
     return digest.hexdigest()[:32]
+
+
+def _machine_memory() -> int:  # bytes; 0 where the system does not tell
+    try:
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 class _PixelCache:
@@ -114,6 +124,13 @@ class _PixelCache:
             digest = _hash_file(temporary)
         return write_record(self.record_path, self.key, bad=bad, pixels=digest)
 
+    def fits(self) -> bool:
+        "Return whether the pixels fit into memory, and are on the disk or fit there."
+        size = len(self.split) * math.prod(self.split.shape)
+        limit = max(_MEMORY_LIMIT, _MEMORY_SHARE * _machine_memory())
+        kept = self.pixel_path.exists()
+        return size <= limit and (kept or size < shutil.disk_usage(self.split.root).free)
+
     def is_writable(self) -> bool:
         "Make the folder, clear away what a killed run left half written; warn if nothing can be written."
         for part in self.folder.glob('.*.part'):
@@ -136,13 +153,13 @@ class _PixelCache:
 def load_pixels(
     split: ImageFiles,  # files
     fingerprint: str,  # of their tree
-    in_memory=None,  # keep the pixels? None: if they fit into 2 GB
+    in_memory=None,  # keep the pixels? None: if they fit
     max_bad: float = 0.01,  # share of the files that may be damaged
 ) -> tuple:  # (N, 3, H, W) uint8 of the good files, None if not in memory; name -> why of the damaged ones
     "Find damaged files and load the pixels of the others, from what is kept beside the data or by decoding."
-    if in_memory is None:
-        in_memory = len(split) * math.prod(split.shape) <= _MEMORY_LIMIT
     cache = _PixelCache(split, fingerprint, max_bad)
+    if in_memory is None:
+        in_memory = cache.fits()
     record = cache.read(in_memory)
     if record:
         check_bad(record['bad'], len(split), max_bad)
