@@ -16,7 +16,7 @@ _HOMES = {  # public name -> module that defines it, or the module itself
     'StreamConfig': 'stream.layout',
     'Stream': 'stream.stream',
     'load_dataset': 'data.datasets',
-    'Dataset': 'data.datasets',
+    'Dataset': 'data.splits',
     'NestedLearningNetwork': 'model.networks',
     'PlainNetwork': 'model.networks',
     'CMSBlock': 'model.cms',

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from ..config.components import KIND_OF, ConfigError, find, give, keep
 from ..config.load import KEYS, Config, load_config, saved_config
 from ..core import hash_tensors, pick_device, use_threads, write_atomic, write_text
-from ..data.datasets import as_dataset, content_hash
+from ..data.own import as_dataset
+from ..data.splits import content_hash
 from ..data.transforms import View
 from ..measure import anytime, metrics
 from ..optim.averages import FORWARD_IMAGES, NearestClassMean

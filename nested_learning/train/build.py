@@ -16,16 +16,10 @@ from torch import nn
 from ..config.components import ConfigError, find
 from ..config.load import PRESETS, Config, data_contradictions, network_class, takes
 from ..core import generator, pick_device, seeded
-from nested_learning.data.datasets import (
-    Dataset,
-    ImageArray,
-    Known,
-    as_dataset,
-    holdout_split,
-    load_dataset,
-    subset,
-)
+from ..data.datasets import Known, load_dataset
 from ..data.ood import ood_images
+from ..data.own import as_dataset
+from ..data.splits import Dataset, ImageArray, holdout_split, subset
 from ..data.transforms import DOMAINS, View
 from ..methods.memory import Memory, capacity_of
 from ..methods.method import Method
