@@ -344,5 +344,6 @@ class ER(Method):
         images = self.memory.take(range(len(self.memory)))[0]
         device = next(self.model.parameters()).device
         with evaluating(self.model) as model:
-            parts = [model.features(self.view.plain(part.to(device))) for part in images.split(FORWARD_IMAGES)]
+            chunks = images.split(FORWARD_IMAGES)
+            parts = [model.features(self.view.plain(part.to(device))) for part in chunks]
         self.memory.herd(torch.cat(parts))
