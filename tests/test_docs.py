@@ -79,10 +79,7 @@ def test_workflows():
     assert runs['docs'][2:] == ['.venv/bin/python -m nested_learning.dev.docs site _docs']
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec('smalldocs') is None,
-    reason="the extra 'docs' is not installed (it needs Python 3.11)",
-)
+@pytest.mark.skipif(importlib.util.find_spec('smalldocs') is None, reason="the extra 'docs' is not installed")
 def test_site(notebooks, tmp_path):
     assert site(tmp_path / 'site', root=ROOT) == len(notebooks)
     pages = {
