@@ -35,6 +35,7 @@ setuptools.setup(
         'Intended Audience :: ' + cfg['audience'],
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: {version}' for version in shlex.split(cfg['pythons'])),
     ],
     packages=setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     include_package_data=True,

@@ -10,6 +10,10 @@ The notebook's cells run as `nbdev_test` runs them, exported cells replaced by t
 or one that takes far longer than in the unchanged notebook, kills the mutant. To save time a mutant starts at
 the first cell that reaches the changed function: the process that runs the unchanged notebook stops before
 each cell and forks a child for each such mutant, which puts the changed code into the module's functions.
+Cells that take seconds come last, since the others kill most mutants sooner.
+
+Run it on a machine that does nothing else: a mutant to which a busy machine gives no time counts as killed.
+Those that the clock ended, not their own use of the processor, are counted as `stuck`: these should be few.
 
 FOLDER/mutants.json has the numbers and all survivors. `tests/mutants.yaml` lists survivors that are accepted,
 each with a reason: mostly that the changed program does the same. Any other survivor, or fewer than 90%
@@ -45,6 +49,7 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 NOTEBOOKS = {'optim.nested': '40_nested', 'model.cms': '30_cms', 'optim.averages': '42_averages'}
 ACCEPTED = Path(__file__).with_suffix('.yaml')
 PROCESSES = 2
+LONG = 3  # [s] cells that take longer come last
 
 
 class Visitor(MutationVisitor):
@@ -142,17 +147,18 @@ def run_cell(cell, space, module):
 
 
 def first_reached(module, cells, space):
-    "Give line -> number of the first cell that reaches it, and the seconds the unchanged notebook takes."
-    watch, started = coverage.Coverage(data_file=None, include=[module.__file__]), time.process_time()
+    "Give line -> number of the first cell that reaches it, and the seconds of each unchanged cell."
+    watch, seconds = coverage.Coverage(data_file=None, include=[module.__file__]), []
     watch.start()
     for number, cell in enumerate(cells):
         watch.switch_context(str(number))
+        started = sum(os.times()[:4])  # of this process and those it has started
         run_cell(cell, space, module)
+        seconds.append(sum(os.times()[:4]) - started)
     watch.stop()
     reached = watch.get_data().contexts_by_lineno(module.__file__)
-    return {
-        line: min(int(number) for number in numbers if number) for line, numbers in reached.items()
-    }, time.process_time() - started
+    first = {line: min(int(number) for number in numbers if number) for line, numbers in reached.items()}
+    return first, seconds
 
 
 def plain_functions(names, home):
@@ -223,7 +229,7 @@ def run_mutant(module, mutant, cells, space, seconds):
 
 
 def try_mutants(name, chosen):
-    "Give the chosen mutants of a module, and those of them that survive."
+    "Give the chosen mutants of a module, those of them that survive, and how many the clock ended."
     module = importlib.import_module(f'nested_learning.{name}')
     source, cells, space = (
         Path(module.__file__).read_text(encoding='utf-8'),
@@ -235,9 +241,13 @@ def try_mutants(name, chosen):
     if os.wait()[1]:
         raise RuntimeError(f'the notebook of {name} fails as it is: run nbdev_export and nbdev_test')
     reached, seconds = json.loads(os.read(reading, 1 << 20))
-    unchanged = fork(
-        lambda: run_mutant(module, dict(source=source, function=''), cells, space, 10 + 3 * seconds)
-    )
+    most = 10 + 3 * sum(seconds)
+
+    def from_cell(number):
+        numbers = sorted(range(number, len(cells)), key=lambda n: seconds[n] > LONG)
+        return [cells[n] for n in numbers]
+
+    unchanged = fork(lambda: run_mutant(module, dict(source=source, function=''), from_cell(0), space, most))
     if os.waitpid(unchanged, 0)[1]:
         raise RuntimeError(
             f'the notebook of {name} fails with its own code put in place: a fault of this script'
@@ -252,29 +262,28 @@ def try_mutants(name, chosen):
         for mutant in find_mutants(name, source)
         if chosen(mutant['text'])
     ]
-    survivors, running = (
-        [mutant for mutant in mutants if mutant['start'] is None],
-        {},
-    )  # those that nothing reaches
+    survivors = [mutant for mutant in mutants if mutant['start'] is None]  # those that nothing reaches
+    running, stuck = {}, []
 
-    def wait(most):
-        while len(running) > most:
+    def wait(number):
+        while len(running) > number:
             child, status = os.wait()
             mutant = running.pop(child)
             if status == 0:
                 survivors.append(mutant)
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+                stuck.append(mutant)
 
     for number, cell in enumerate(cells):
         for mutant in mutants:
             if mutant['start'] == number:
                 wait(PROCESSES - 1)
-                running[fork(lambda: run_mutant(module, mutant, cells[number:], space, 10 + 3 * seconds))] = (
-                    mutant
-                )
+                child = fork(lambda: run_mutant(module, mutant, from_cell(number), space, most))
+                running[child] = mutant
         wait(PROCESSES - 1)
         run_cell(cell, space, module)
     wait(0)
-    return mutants, sorted(survivors, key=lambda mutant: mutant['line'])
+    return mutants, sorted(survivors, key=lambda mutant: mutant['line']), len(stuck)
 
 
 def main():
@@ -303,7 +312,7 @@ def main():
     rows, found = [], []
     for name in asked.modules:
         started = time.time()
-        mutants, survivors = try_mutants(
+        mutants, survivors, stuck = try_mutants(
             name, lambda text: asked.match in text and (former is None or text in former)
         )
         found += [
@@ -318,6 +327,7 @@ def main():
                 killed=len(mutants) - len(survivors),
                 survived=len(survivors),
                 unlisted=unlisted,
+                stuck=stuck,
             )
         )
         print(f'{rows[-1]} after {time.time() - started:.0f} s', flush=True)

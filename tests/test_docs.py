@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nested_learning.runs.grid import plan_runs, read_grid
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 COMMANDS = re.findall(r'^```sh\n(.*?)\n```', README, flags=re.DOTALL | re.MULTILINE)
 FIRST, TEST = COMMANDS[0], next(block for block in COMMANDS if 'nbdev_test' in block)
+FOR_READERS = ('explore', 'tutorials', 'runs')  # folders of notebooks that need the first command alone
 
 
 def test_readme_in_sync():
@@ -77,10 +79,7 @@ def test_workflows():
     assert runs['docs'][2:] == ['.venv/bin/python -m nested_learning.dev.docs site _docs']
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec('smalldocs') is None,
-    reason="the extra 'docs' is not installed (it needs Python 3.11)",
-)
+@pytest.mark.skipif(importlib.util.find_spec('smalldocs') is None, reason="the extra 'docs' is not installed")
 def test_site(notebooks, tmp_path):
     assert site(tmp_path / 'site', root=ROOT) == len(notebooks)
     pages = {
@@ -94,9 +93,18 @@ def test_site(notebooks, tmp_path):
     assert set(linked) == set(pages)
 
 
+def check_executed(path):
+    "See that an executed notebook has no error, and at least one figure."
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    outputs = [output for cell in cells for output in cell.get('outputs', [])]
+    assert not any(output['output_type'] == 'error' for output in outputs)
+    assert any('application/vnd.plotly.v1+json' in output.get('data', {}) for output in outputs)
+
+
 @pytest.mark.slow
 def test_first_command(clone):
-    "From a fresh clone and a fresh environment to an executed notebook with figures."
+    """From a fresh clone and a fresh environment to an executed notebook with figures; every other notebook
+    that a reader opens runs there too."""
     own = str(Path(sys.prefix, 'bin'))
     env = {
         key: value
@@ -107,7 +115,17 @@ def test_first_command(clone):
         folder for folder in env['PATH'].split(os.pathsep) if folder != own or sys.prefix == sys.base_prefix
     )
     subprocess.run(['bash', '-c', FIRST], cwd=clone, env=env, check=True, stdin=subprocess.DEVNULL)
-    cells = json.loads((clone / '_runs/first_run.ipynb').read_text(encoding='utf-8'))['cells']
-    outputs = [output for cell in cells for output in cell.get('outputs', [])]
-    assert not any(output['output_type'] == 'error' for output in outputs)
-    assert any('application/vnd.plotly.v1+json' in output.get('data', {}) for output in outputs)
+    check_executed(clone / '_runs/first_run.ipynb')
+    notebooks = sorted(path for name in FOR_READERS for path in (clone / 'nbs' / name).glob('*.ipynb'))
+    failed = {}
+    for path in notebooks:
+        name, started = f'{path.parent.name}/{path.name}', time.monotonic()
+        result = clone / '_runs' / path.parent.name / path.name
+        result.parent.mkdir(exist_ok=True)
+        words = [clone / '.venv/bin/papermill', '--no-progress-bar', path, result]
+        done = subprocess.run(words, cwd=clone, env=env, capture_output=True, text=True)
+        print(f'{name}: {time.monotonic() - started:.0f} s')
+        if done.returncode:
+            failed[name] = done.stderr[-2000:]
+    assert not failed, '\n'.join(f'{name}: {message}' for name, message in failed.items())
+    assert len(notebooks) > 15
