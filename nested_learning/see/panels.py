@@ -56,22 +56,35 @@ const load = model => window.nestedPlotly ??= (async () => {
 const keepKeys = event => event.target.setAttribute('data-lm-suppress-shortcuts', '');
 export default { async render({ model, el }) {
     const Plotly = await load(model), place = el.appendChild(document.createElement('div'));
+    const ink = () => getComputedStyle(document.body).getPropertyValue('--jp-ui-font-color1').trim() || '#444';
+    const fits = () => place.closest('.nl-fit');  // as high as its place, not as its layout says
     const draw = () => {
         const { data, layout } = structuredClone(model.get('spec'));
+        layout.font = { ...layout.font, color: ink() };
+        place.style.height = fits() ? '100%' : '';
+        if (fits()) { delete layout.height; layout.autosize = true; }
         place.setAttribute('role', 'img');
         place.setAttribute('aria-label', layout.title?.text ?? '');
         return Plotly.react(place, data, layout, { displaylogo: false });
     };
-    let width = 0;
+    let size = '';
     const watch = new ResizeObserver(() => {
-        if (!place.clientWidth || place.clientWidth === width) return;
-        width = place.clientWidth;
+        const now = `${place.clientWidth} ${fits() ? place.clientHeight : ''}`;
+        if (!place.clientWidth || now === size) return;
+        size = now;
         place.closest('.nl-panel')?.addEventListener('focusin', keepKeys);
         place.data ? Plotly.Plots.resize(place) : draw();
     });
     watch.observe(place);
     model.on('change:spec', draw);
-    return () => { model.off('change:spec', draw); watch.disconnect(); Plotly.purge(place); };
+    const theme = new MutationObserver(() => place.data && setTimeout(draw, 200));  // once its styles are there
+    theme.observe(document.body, { attributeFilter: ['data-jp-theme-name'] });
+    return () => {
+        model.off('change:spec', draw);
+        watch.disconnect();
+        theme.disconnect();
+        Plotly.purge(place);
+    };
 } }"""
 
 
@@ -87,6 +100,7 @@ class Figure(anywidget.AnyWidget):
         figure: go.Figure,  # what it shows first
     ):
         super().__init__(spec=specify(figure), library=_library())
+        self.add_class('nl-figure')
 
     @property
     def title(self) -> str:
@@ -97,18 +111,61 @@ class Figure(anywidget.AnyWidget):
         self.spec = specify(figure)
 
 # %% ../../nbs/91_panels.ipynb #72a0000a
+_STYLE = """
+.nl-panel, .nl-panel .nl-desk { overflow: visible }
+.jp-OutputArea:has(.nl-bar), .jp-OutputArea-child:has(.nl-bar), .jp-OutputArea-output:has(.nl-bar) { overflow: visible }
+.nl-bar { position: sticky; top: 0; z-index: 9; padding: 2px 0; overflow: visible;
+    background: var(--jp-layout-color0, white); border-bottom: 1px solid var(--jp-border-color1, #9e9e9e) }
+.nl-bar button { width: auto; min-width: 0; padding: 0 10px }
+.nl-desk { display: flex; align-items: flex-start; width: 100% }
+.nl-figures { display: grid; flex: 1 1 0; min-width: 0; overflow: visible;
+    grid-template-columns: repeat(auto-fit, minmax(min(262px, 100%), 1fr)) }
+.nl-figures > * { min-width: 0; overflow: hidden; display: block; margin: 0 }
+.nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
+.nl-fit .nl-figure { height: 100%; margin: 0 }
+.nl-side { flex: 0 0 316px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+    padding-left: 8px }
+@media (max-width: 700px) {
+    .nl-desk { flex-flow: column }
+    .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
+    .nl-bar button { min-height: 36px }
+}
+.nl-panel summary { cursor: pointer }
+.nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
+"""
 _EYE = """
 export default { render({ model, el }) {
     let inside = true;
     const panel = () => el.closest('.nl-panel') || el;
     const tell = () => { model.set('visible', inside && !document.hidden); model.save_changes(); };
     const eye = new IntersectionObserver(seen => { inside = seen.at(-1).isIntersecting; tell(); });
-    const start = () => el.isConnected ? eye.observe(panel()) : requestAnimationFrame(start);
+    const start = () => {
+        if (!el.isConnected) return requestAnimationFrame(start);
+        eye.observe(panel());
+        listen();
+    };
     const take = async (Plotly, plot) => {
         const size = { width: plot.offsetWidth, height: plot.offsetHeight };
-        const layout = { ...plot.layout, ...size, paper_bgcolor: 'white' };
+        const paper = { paper_bgcolor: 'white', font: { ...plot.layout.font, color: '#444' } };
+        const layout = { ...plot.layout, ...size, ...paper };
         const url = await Plotly.toImage({ data: plot.data, layout }, { format: 'png', scale: 2, ...size });
         return new DataView(await (await fetch(url)).arrayBuffer());
+    };
+    const press = event => {
+        const { key, target, ctrlKey, metaKey, altKey } = event;
+        const own = target.closest('input, textarea, select, button, summary, a, .noUi-handle, [contenteditable=true]');
+        if (own || ctrlKey || metaKey || altKey || !model.get('keys').includes(key)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        model.send({ key });
+    };
+    const focus = event => { if (!event.target.closest('input, select, button')) panel().focus({ preventScroll: true }); };
+    const listen = () => {  // a click on the panel lets it have the keys
+        if (!model.get('keys').length) return;
+        panel().tabIndex = -1;
+        panel().setAttribute('data-lm-suppress-shortcuts', '');
+        panel().addEventListener('keydown', press);
+        panel().addEventListener('click', focus);
     };
     const shoot = async () => {
         const Plotly = await window.nestedPlotly;
@@ -128,10 +185,19 @@ export default { render({ model, el }) {
 
 
 class Screen(anywidget.AnyWidget):
-    "Stand for the browser's side of a panel: whether it is visible, and what it looks like."
+    "Stand for the browser's side of a panel: whether it is visible, what it looks like, which keys are pressed."
 
     _esm = _EYE
+    _css = _STYLE
     visible = traitlets.Bool(True).tag(sync=True)  # is any part of the panel on the screen?
+    keys = traitlets.List(traitlets.Unicode()).tag(sync=True)  # names of keys that the panel wants
+
+    def on_key(
+        self,
+        pressed,  # called with the name of a key of `keys`
+    ):
+        "Follow the keys that are pressed while the panel, and no control in it, has the focus."
+        self.on_msg(lambda _, message, buffers: 'key' in message and pressed(message['key']))
 
     def take_pictures(
         self,
@@ -140,6 +206,8 @@ class Screen(anywidget.AnyWidget):
         "Ask for a picture of each figure of the panel."
 
         def arrived(_, message, pictures):
+            if 'names' not in message:
+                return
             self.on_msg(arrived, remove=True)
             then({name: bytes(picture) for name, picture in zip(message['names'], pictures)})
 
