@@ -56,7 +56,8 @@ const load = model => window.nestedPlotly ??= (async () => {
 const keepKeys = event => event.target.setAttribute('data-lm-suppress-shortcuts', '');
 export default { async render({ model, el }) {
     const Plotly = await load(model), place = el.appendChild(document.createElement('div'));
-    const ink = () => getComputedStyle(document.body).getPropertyValue('--jp-ui-font-color1').trim() || '#444';
+    const styles = getComputedStyle(document.body);
+    const ink = () => styles.getPropertyValue('--jp-ui-font-color1').trim() || '#444';
     const fits = () => place.closest('.nl-fit');  // as high as its place, not as its layout says
     const draw = () => {
         const { data, layout } = structuredClone(model.get('spec'));
@@ -77,7 +78,8 @@ export default { async render({ model, el }) {
     });
     watch.observe(place);
     model.on('change:spec', draw);
-    const theme = new MutationObserver(() => place.data && setTimeout(draw, 200));  // once its styles are there
+    const restyle = () => place.data && setTimeout(draw, 200);  // once the styles are there
+    const theme = new MutationObserver(restyle);
     theme.observe(document.body, { attributeFilter: ['data-jp-theme-name'] });
     return () => {
         model.off('change:spec', draw);
@@ -113,22 +115,23 @@ class Figure(anywidget.AnyWidget):
 # %% ../../nbs/91_panels.ipynb #72a0000a
 _STYLE = """
 .nl-panel, .nl-panel .nl-desk { overflow: visible }
-.jp-OutputArea:has(.nl-bar), .jp-OutputArea-child:has(.nl-bar), .jp-OutputArea-output:has(.nl-bar) { overflow: visible }
+.jp-OutputArea:has(.nl-bar), .jp-OutputArea-child:has(.nl-bar),
+.jp-OutputArea-output:has(.nl-bar) { overflow: visible }
 .nl-bar { position: sticky; top: 0; z-index: 9; padding: 2px 0; overflow: visible;
     background: var(--jp-layout-color0, white); border-bottom: 1px solid var(--jp-border-color1, #9e9e9e) }
 .nl-bar button { width: auto; min-width: 0; padding: 0 10px }
 .nl-desk { display: flex; align-items: flex-start; width: 100% }
 .nl-figures { display: grid; flex: 1 1 0; min-width: 0; overflow: visible;
-    grid-template-columns: repeat(auto-fit, minmax(min(262px, 100%), 1fr)) }
+    grid-template-columns: repeat(auto-fit, minmax(min(max(270px, 32%), 100%), 1fr)) }
 .nl-figures > * { min-width: 0; overflow: hidden; display: block; margin: 0 }
 .nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
 .nl-fit .nl-figure { height: 100%; margin: 0 }
-.nl-side { flex: 0 0 316px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+.nl-side { flex: 0 0 340px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
     padding-left: 8px }
 @media (max-width: 700px) {
     .nl-desk { flex-flow: column }
     .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
-    .nl-bar button { min-height: 36px }
+    .nl-bar button { padding: 0 6px }
 }
 .nl-panel summary { cursor: pointer }
 .nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
@@ -153,15 +156,17 @@ export default { render({ model, el }) {
     };
     const press = event => {
         const { key, target, ctrlKey, metaKey, altKey } = event;
-        const own = target.closest('input, textarea, select, button, summary, a, .noUi-handle, [contenteditable=true]');
-        if (own || ctrlKey || metaKey || altKey || !model.get('keys').includes(key)) return;
+        const own = target.closest('input, textarea, select, button, summary, a, .noUi-handle');
+        if (own || ctrlKey || metaKey || altKey || !model.get('shortcuts').includes(key)) return;
         event.preventDefault();
         event.stopPropagation();
         model.send({ key });
     };
-    const focus = event => { if (!event.target.closest('input, select, button')) panel().focus({ preventScroll: true }); };
+    const focus = ({ target }) => {
+        if (!target.closest('input, select, button, summary')) panel().focus({ preventScroll: true });
+    };
     const listen = () => {  // a click on the panel lets it have the keys
-        if (!model.get('keys').length) return;
+        if (!model.get('shortcuts').length) return;
         panel().tabIndex = -1;
         panel().setAttribute('data-lm-suppress-shortcuts', '');
         panel().addEventListener('keydown', press);
@@ -185,16 +190,16 @@ export default { render({ model, el }) {
 
 
 class Screen(anywidget.AnyWidget):
-    "Stand for the browser's side of a panel: whether it is visible, what it looks like, which keys are pressed."
+    "Stand for the browser's side of a panel: whether it is visible, its look, the keys that are pressed."
 
     _esm = _EYE
     _css = _STYLE
     visible = traitlets.Bool(True).tag(sync=True)  # is any part of the panel on the screen?
-    keys = traitlets.List(traitlets.Unicode()).tag(sync=True)  # names of keys that the panel wants
+    shortcuts = traitlets.List(traitlets.Unicode()).tag(sync=True)  # names of keys that the panel wants
 
     def on_key(
         self,
-        pressed,  # called with the name of a key of `keys`
+        pressed,  # called with the name of a key of `shortcuts`
     ):
         "Follow the keys that are pressed while the panel, and no control in it, has the focus."
         self.on_msg(lambda _, message, buffers: 'key' in message and pressed(message['key']))

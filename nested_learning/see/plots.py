@@ -122,14 +122,18 @@ def _mark_tasks(
     fig.update_layout(shapes=lines)  # in one call: plotly's add_vline checks all of the layout each time
     if len(tasks) > most:
         return
+    span = edges[-1] - edges[0]
     for left, right, task in zip(edges, edges[1:], tasks):
+        if right - left < 0.04 * span:
+            continue  # no room
+        named = task == tasks[0] and right - left > 0.12 * span
         fig.add_annotation(
             x=(left + right) / 2,
             y=1,
             xref='x',
             yref='paper',
             yanchor='bottom',
-            text=f'task {task}',
+            text=f'task {task}' if named else str(task),
             showarrow=False,
             font_size=11,
         )
