@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import ipywidgets as W
 import pandas as pd
-from IPython import get_ipython
 
 from ..config.load import Config, ConfigError, load_config
 from ..config.schema import RATIOS
@@ -25,7 +24,18 @@ from ..runs.experiment import bring, start
 from ..runs.folder import KINDS
 from .controls import Controls, labelled
 from .live import LiveRun, View
-from .panels import Figure, Muted, Painter, Panel, Screen, close_all, keep
+from nested_learning.see.panels import (
+    Figure,
+    Muted,
+    Painter,
+    Panel,
+    Screen,
+    beside,
+    close_all,
+    keep,
+    style,
+    take_cell,
+)
 from .scenes import SCENES, compare, draw_pair, list_differences
 from ..train.build import lay_out, load_data, split_data
 from ..train.learner import Loop
@@ -347,7 +357,6 @@ def explain_terms() -> str:  # HTML
     return f'<details><summary><b>?</b> What the words mean</summary><dl>{terms}</dl>{keys}</details>'
 
 # %% ../../nbs/95_cockpit.ipynb #83a00018
-_SHOWN = {}  # cell -> cockpit that it shows
 _ROW = dict(display='flex', flex_flow='row wrap', width='100%', align_items='center')
 
 
@@ -373,15 +382,6 @@ def _make_timeline() -> W.IntSlider:
 
 def _make_toggle(value: bool, text: str, icon: str, tip: str) -> W.ToggleButton:
     return W.ToggleButton(value, description=text, icon=icon, tooltip=tip, layout=dict(width='auto'))
-
-
-def _with_class(
-    name: str,  # of a style
-    box: W.Box,
-) -> W.Box:
-    "Give a box a style of the panel."
-    box.add_class(name)
-    return box
 
 
 class Cockpit:
@@ -410,19 +410,8 @@ class Cockpit:
         self.message = W.HTML()
         self.caption = W.HTML()  # of the story that is played
         self.table = W.HTML()
-        self.buttons = _make_buttons()
-        self.stories = [W.Button(description=story.title, tooltip=story.says) for story in STORIES]
-        self.both = W.Button(description='Play both', icon='play', tooltip='let A and B go on to their ends')
-        self.speed = _make_speed()
-        self.timeline = _make_timeline()
-        self.now = _make_toggle(True, 'Now', 'clock-o', 'figures follow the run; else they show the timeline')
-        self.folded = _make_toggle(True, 'Controls', 'sliders', 'show or fold away the controls')
-        self.which = W.ToggleButtons(
-            options=(),
-            tooltips=['the run that B was forked from', 'the fork'],
-            style=dict(button_width='40px'),
-        )
-        self.desk = _with_class('nl-side', W.Box())  # holds the controls
+        self._make_bar()
+        self.desk = W.Box()  # holds the controls
         self.controls = None
         self._renew_controls()
         self.comparison = self._make_comparison()
@@ -506,12 +495,7 @@ class Cockpit:
 
     def show(self) -> Panel:
         "Give the panel, to be shown by the running cell; the cockpit that it showed before is closed."
-        kernel = getattr(get_ipython(), 'kernel', None)
-        cell = kernel and (kernel.get_parent() or {}).get('metadata', {}).get('cellId')
-        before = _SHOWN.get(cell)
-        _SHOWN[cell] = self
-        if before not in (None, self):
-            before.close()
+        take_cell(self)
         return self.panel
 
     def close(self):
@@ -522,6 +506,21 @@ class Cockpit:
         close_all(self.panel)
 
     # Widgets
+
+    def _make_bar(self):
+        "Make buttons, stories, timeline and speed."
+        self.buttons = _make_buttons()
+        self.stories = [W.Button(description=story.title, tooltip=story.says) for story in STORIES]
+        self.both = W.Button(description='Play both', icon='play', tooltip='let A and B go on to their ends')
+        self.speed = _make_speed()
+        self.timeline = _make_timeline()
+        self.now = _make_toggle(True, 'Now', 'clock-o', 'figures follow the run; else they show the timeline')
+        self.folded = _make_toggle(True, 'Controls', 'sliders', 'show or fold away the controls')
+        self.which = W.ToggleButtons(
+            options=(),
+            tooltips=['the run that B was forked from', 'the fork'],
+            style=dict(button_width='40px'),
+        )
 
     def _renew_controls(self):
         "Make controls for the configuration, in place of those before."
@@ -549,12 +548,11 @@ class Cockpit:
         stories = W.Box([W.HTML('<b>Stories</b>'), *self.stories], layout=row)
         for button in self.stories:
             button.layout.width = 'auto'
-        cells = [W.Box([figure]) for name, figure in self.figures.items() if name != 'pair']
-        figures = _with_class('nl-fit', _with_class('nl-figures', W.Box(cells)))
-        desk = _with_class('nl-desk', W.Box([figures, self.desk]))
+        figures = [figure for name, figure in self.figures.items() if name != 'pair']
+        desk = beside(figures, self.desk, 'nl-fit')
         told = W.HTML(explain_terms())
         below = [self.comparison, told, self.screen]
-        return Panel([_with_class('nl-bar', bar), self.message, stories, self.caption, desk, *below])
+        return Panel([style(bar, 'nl-bar'), self.message, stories, self.caption, desk, *below])
 
     def _wire(self):
         "Connect buttons and the other widgets with what they do."
