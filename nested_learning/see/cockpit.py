@@ -91,6 +91,7 @@ class Pair:
             self.optimizer = None
         self.speed = math.inf  # [steps/s] at most
         self.runs = {}  # 'A' and perhaps 'B' -> `LiveRun`; empty before the first step
+        self.folders = []  # that were asked for by the runs so far
         self.reset()
 
     def reset(self, **keys):  # on top of those of the beginning
@@ -175,9 +176,18 @@ class Pair:
     def _run(self) -> LiveRun:
         "Give the run that is shown; start it where there is none yet."
         if not self.live:
-            config = self._configure()
+            config = self._configure(**self._choose_folder())
             self.runs = {'A': LiveRun(lambda: start(config), speed=self.speed)}
         return self.live
+
+    def _choose_folder(self) -> dict:  # key of the configuration, none where no folder is asked for
+        "Add a number to the folder that is asked for, where an earlier run of this pair has it."
+        asked = self.config.run.run_dir
+        if asked is None:
+            return {}
+        self.folders.append(asked)
+        n = self.folders.count(asked)
+        return dict(run_dir=asked if n == 1 else f'{asked}-{n}')
 
     def rehearse(self) -> LiveRun:
         "Start a run of the configuration that is asked for, in a folder that goes when the run does."
@@ -293,9 +303,9 @@ STORIES = (
     ),
     Story(
         'Replay saves it',
-        'The same tasks, but each batch is joined by ten images from a memory of fifty. '
-        'Fifty images are 3 % of the data.',
-        'column “task 0” of the matrix, which now stays, and the pictures in the memory.',
+        'The same tasks, but each batch is joined by ten images from a memory of fifty, 3 % of the data. '
+        'About half of each old task stays, where plain training kept nothing.',
+        'column “task 0” of the matrix, and the pictures in the memory.',
         dict(method='er', memory_size=50, replay_batch_size=10, **_PURE),
     ),
     Story(
@@ -307,7 +317,7 @@ STORIES = (
     ),
     Story(
         'Noise arrives',
-        'Replay learns well for two tasks; from then on, four rows in ten are noise with a wrong label. '
+        'Two tasks are learned with replay; from then on, four rows in ten are noise with a wrong label. '
         'The dashed line marks the turn.',
         'the stream, where the share of OOD grows, and the loss, which no longer falls.',
         dict(method='er', memory_size=50, replay_batch_size=10, **_PURE),
@@ -315,10 +325,10 @@ STORIES = (
     ),
     Story(
         'A task comes back',
-        'Plain training, but three rows in ten come from past tasks, whose images were held back for it. '
+        'Plain training, but a third of the rows come from past tasks, whose images were held back for it. '
         'No memory is needed for that: the world repeats itself.',
         'the curves: old tasks fall as before, and rise again, each time that they are met.',
-        dict(method='fine_tune', **{**_PURE, 'other_task_ratio': 0.3}),
+        dict(method='fine_tune', **{**_PURE, 'other_task_ratio': 0.35}),
     ),
 )
 

@@ -44,7 +44,7 @@ def labelled(
     return dict(
         description=label,
         tooltip=tooltip,
-        style=dict(description_width='150px'),
+        style=dict(description_width='160px'),
         layout=dict(width='99%', max_width='440px'),
         continuous_update=False,
     )

@@ -483,12 +483,16 @@ def _label_lanes(
     "Name each lane: its level, its moves, and its largest drift where that was logged."
     labels = []
     for level, when in at.items():
-        label = f'{level}<br>{len(when):,} move{"s" * (len(when) != 1)}'
+        label = f'{level}: {len(when):,} move{"s" * (len(when) != 1)}'
         if _has_drift(steps, level):
             label += f'<br>drift ≤ {steps[f"drift {level}"].max():.2g}'
         labels.append(label)
     fig.update_yaxes(
-        tickvals=np.arange(len(at)), ticktext=labels, range=[len(at) - 0.4, -0.6], showgrid=False
+        tickvals=np.arange(len(at)),
+        ticktext=labels,
+        range=[len(at) - 0.4, -0.6],
+        tickfont_size=11,
+        showgrid=False,
     )
 
 

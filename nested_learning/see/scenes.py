@@ -149,7 +149,7 @@ def _draw_matrix(
 # %% ../../nbs/93_scenes.ipynb #81a0000f
 _TASKS = 'Accuracy on each task'
 _LEGEND = dict(orientation='h', y=0, yref='container', yanchor='bottom', font_size=10, itemwidth=30)
-_LEGEND_BELOW = dict(legend=_LEGEND, margin=dict(t=40, r=12, b=84))
+_LEGEND_BELOW = dict(legend=_LEGEND, margin=dict(t=40, r=12, b=76))
 
 
 def _shade(start: float, end: float) -> dict:
@@ -212,7 +212,7 @@ def _draw_tasks(
         title=f'{_TASKS}, {source}',
         **{**_HEAD, **_LEGEND_BELOW},
         xaxis=dict(title='step', range=[0, _planned_steps(view) + 1], showgrid=False),
-        yaxis=dict(title='class-IL accuracy [%]', range=[0, 102]),
+        yaxis=dict(title='accuracy [%]', range=[0, 102]),
         shapes=[_shade(start, end) for start, end in windows[1::2]],
     )
     mark_knobs(fig, view, top=102)
@@ -332,7 +332,7 @@ def _draw_memory(
     held = view.held
     if held is None:
         return blank(_MEMORY, 'this run has no memory, or it is still empty', 400)
-    fig = make_subplots(2, 1, vertical_spacing=0.16, row_heights=[0.5, 0.5])
+    fig = make_subplots(2, 1, vertical_spacing=0.26, row_heights=[0.5, 0.5])
     _draw_ages(fig, *_count_ages(view))
     fig.add_trace(go.Image(source=draw_thumbnails(held.thumbnails), hoverinfo='skip'), 2, 1)
     fig.update_xaxes(visible=False, constrain='domain', row=2, col=1)
