@@ -136,6 +136,7 @@ _STYLE = """
     .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
     .nl-bar button { padding: 0 6px }
 }
+.nl-panel .widget-html, .nl-panel .widget-html-content { min-width: 0; max-width: 100% }
 .nl-panel summary { cursor: pointer }
 .nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
 """

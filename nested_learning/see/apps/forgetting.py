@@ -30,7 +30,7 @@ from ..controls import labelled
 from ..live import LiveRun
 from ..panels import Figure, Painter, Panel, Screen, beside, close_all, style, take_cell
 from ..plots import COLOURS, GREY, SYMBOLS, TEMPLATE, colour
-from ..scenes import answers, blank, draw_thumbnails
+from ..scenes import HEAD, answers, blank, draw_thumbnails
 from ...train.cost import measure_bytes
 
 # %% ../../../nbs/96_apps_forgetting.ipynb #9b7ef87c
@@ -300,7 +300,7 @@ def _held_out(
     return rows.drop_duplicates(['step', 'task'])
 
 
-_ACCURACY = 'Class-IL accuracy on held-out images'
+_ACCURACY = 'Class-IL accuracy, held out'
 
 
 def _draw_curves(
@@ -343,6 +343,9 @@ def _draw_accuracy(
         template=TEMPLATE,
         height=340,
         title=f'{_ACCURACY}; shaded: task 1',
+        title_font_size=HEAD['title_font_size'],
+        title_x=HEAD['title_x'],
+        title_xref=HEAD['title_xref'],
         yaxis_title='accuracy [%]',
         margin=dict(t=76, b=84),
         showlegend=True,
@@ -377,6 +380,9 @@ def _draw_loss(
         template=TEMPLATE,
         height=380,
         title=f'{_LOSS}; shaded: task 1',
+        title_font_size=HEAD['title_font_size'],
+        title_x=HEAD['title_x'],
+        title_xref=HEAD['title_xref'],
         yaxis=dict(title='loss', rangemode='tozero'),
         margin_b=84,
         showlegend=True,
@@ -384,17 +390,30 @@ def _draw_loss(
     )
 
 # %% ../../../nbs/96_apps_forgetting.ipynb #e41db080
-_LOST = 'Test images of task 0 lost since its end'
+_LOST = 'Test images of task 0: bright while right'
 
 
 def _paste(
     images: np.ndarray,  # (n, 1, h, w) uint8
-    lost: np.ndarray,  # (n,) bool
+    right: np.ndarray,  # (n,) bool
     columns: int = 24,
 ) -> str:  # address that holds the picture
-    "Paste images side by side; those not lost are faint."
-    faint = (110 + images.astype(float) / 12).astype(np.uint8)
-    return draw_thumbnails(np.where(lost[:, None, None, None], images, faint), columns)
+    "Paste images side by side; those that are wrong are dark."
+    return draw_thumbnails(np.where(right[:, None, None, None], images // 2 + 128, images // 4), columns)
+
+
+def _tell_lost(
+    names: list,  # of methods
+    then: Look,  # at the end of task 0; None before it
+    now: Look,
+) -> list:  # a line for each method
+    "Say how many images each method knows, or has lost since the end of task 0."
+    if then is None:
+        return [
+            f'{name}: {sum(right)} of {len(right)} right so far' for name, right in zip(names, now.correct)
+        ]
+    known = zip(names, then.correct, now.correct)
+    return [f'{name}: lost {(old & ~new).sum()} of {old.sum()}' for name, old, new in known]
 
 
 def _draw_lost(
@@ -403,34 +422,20 @@ def _draw_lost(
     then: Look,  # at the end of task 0; None before it
     now: Look,  # None before the first
 ) -> go.Figure:
-    "Draw the images that each method has lost."
+    "Draw the images that each method still knows, and those that it has lost."
     if now is None:
         return blank(_LOST, 'comes with the first steps', 380)
-    lost = (
-        [np.zeros(len(images), bool)] * len(names)
-        if then is None
-        else [a & ~b for a, b in zip(then.correct, now.correct)]
+    fig = make_subplots(
+        len(names), 1, subplot_titles=_tell_lost(names, then, now), vertical_spacing=0.3 / len(names)
     )
-    told = (
-        [f'{name}: {known.sum()} of {len(images)} right so far' for name, known in zip(names, now.correct)]
-        if then is None
-        else [
-            f'{name}: lost {gone.sum()} of {known.sum()}'
-            for name, gone, known in zip(names, lost, then.correct)
-        ]
-    )
-    fig = make_subplots(len(names), 1, subplot_titles=told, vertical_spacing=0.1)
-    for row, gone in enumerate(lost, 1):
-        fig.add_trace(go.Image(source=_paste(images, gone), hoverinfo='skip'), row, 1)
+    for row, right in enumerate(now.correct, 1):
+        fig.add_trace(go.Image(source=_paste(images, right), hoverinfo='skip'), row, 1)
     fig.update_xaxes(visible=False, constrain='domain')
     fig.update_yaxes(visible=False, constrain='domain')
     fig.update_annotations(font_size=12)
-    return fig.update_layout(
-        template=TEMPLATE,
-        height=60 + 108 * len(names),
-        title=f'{_LOST}, at step {now.step}',
-        margin=dict(l=8, r=8, t=68, b=8),
-    )
+    head = {**HEAD, 'margin': dict(l=8, r=8, t=60, b=8)}
+    height = 60 + 108 * len(names)
+    return fig.update_layout(template=TEMPLATE, height=height, title=f'{_LOST}, step {now.step}', **head)
 
 # %% ../../../nbs/96_apps_forgetting.ipynb #d557c9b5
 def _lay_matrix(
@@ -606,7 +611,7 @@ class ForgettingApp:
         row = W.Layout(display='flex', flex_flow='row wrap', width='100%')
         bar = W.VBox([W.Box([b.play, b.pause, b.step, b.restart], layout=row), self.status])
         controls = W.VBox([*c.methods, c.memory_size, c.learning_rate, c.seed, c.speed])
-        figures = [self.figures[name] for name in ('accuracy', 'lost', 'loss')]
+        figures = [self.figures[name] for name in ('lost', 'accuracy', 'loss')]
         numbers = W.HTML('<b>On held-out images, at the same step</b>')
         desk = beside(figures, controls)
         return Panel([style(bar, 'nl-bar'), self.message, desk, numbers, self.table, self.screen])
