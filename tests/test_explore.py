@@ -295,7 +295,8 @@ def drive_results(page):
     if '/lab' in page.url:
         execute(
             page,
-            'chosen = app.controls.runs.value; assert chosen == ("fine_tune-seed0", "fine_tune-seed1"), chosen',
+            'chosen = app.controls.runs.value\n'
+            'assert chosen == ("fine_tune-seed0", "fine_tune-seed1"), chosen',
         )
 
 
@@ -344,15 +345,16 @@ def test_voila(notebook, theme, browser, voila, screenshots):  # noqa: F811
 
 FIRST = ('Accuracy after', 'Accuracy on', 'Moves')  # figures that are in sight as the page opens
 SIGHT = """titles => {
-    const inside = e => { const r = e.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight + 1; };
+    const box = e => e.getBoundingClientRect();
+    const inside = e => box(e).top >= 0 && box(e).bottom <= innerHeight + 1;
     const figures = [...document.querySelectorAll('.nl-figures .js-plotly-plot')];
     const of = title => figures.find(f => f.layout.title?.text?.startsWith(title));
     return {
         bar: inside(document.querySelector('.nl-bar')),
         figures: titles.map(title => inside(of(title))),
         drawn: titles.map(title => of(title).data.length > 0),
-        first: figures[0].getBoundingClientRect().top < innerHeight,
-        controls: document.querySelector('.nl-side').getBoundingClientRect().top < innerHeight / 2,
+        first: box(figures[0]).top < innerHeight,
+        controls: box(document.querySelector('.nl-side')).top < innerHeight / 2,
         wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
     };
 }"""

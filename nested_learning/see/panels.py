@@ -129,7 +129,7 @@ _STYLE = """
 .nl-figures.nl-wide { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
 .nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
 .nl-fit .nl-figure { height: 100%; margin: 0 }
-.nl-side { flex: 0 0 340px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+.nl-side { flex: 0 0 360px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
     padding-left: 8px }
 @media (max-width: 700px) {
     .nl-desk { flex-flow: column }
