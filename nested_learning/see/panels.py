@@ -47,6 +47,31 @@ def _library() -> _Library:
     return _Library(source=get_plotlyjs())
 
 # %% ../../nbs/91_panels.ipynb #72a00007
+_STYLE = """
+.nl-panel, .nl-panel .nl-desk { overflow: visible }
+.jp-OutputArea:has(.nl-bar), .jp-OutputArea-child:has(.nl-bar),
+.jp-OutputArea-output:has(.nl-bar) { overflow: visible }
+.nl-bar { position: sticky; top: 0; z-index: 9; padding: 2px 0; overflow: visible;
+    background: var(--jp-layout-color0, white); border-bottom: 1px solid var(--jp-border-color1, #9e9e9e) }
+.nl-bar button { width: auto; min-width: 0; padding: 0 10px }
+.nl-desk { display: flex; align-items: flex-start; width: 100% }
+.nl-figures { display: grid; flex: 1 1 0; min-width: 0; overflow: visible;
+    grid-template-columns: repeat(auto-fit, minmax(min(max(244px, 32%), 100%), 1fr)) }
+.nl-figures > * { min-width: 0; overflow: hidden; display: block; margin: 0 }
+.nl-figures.nl-wide { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
+.nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
+.nl-fit .nl-figure { height: 100%; margin: 0 }
+.nl-side { flex: 0 0 360px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+    padding-left: 8px }
+@media (max-width: 700px) {
+    .nl-desk { flex-flow: column }
+    .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
+    .nl-bar button { padding: 0 6px }
+}
+.nl-panel .widget-html, .nl-panel .widget-html-content { min-width: 0; max-width: 100% }
+.nl-panel summary { cursor: pointer }
+.nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
+"""
 _DRAW = """
 const load = model => window.nestedPlotly ??= (async () => {
     const library = await model.widget_manager.get_model(model.get('library').replace('IPY_MODEL_', ''));
@@ -96,6 +121,7 @@ class Figure(anywidget.AnyWidget):
     "Show a figure of plotly, as wide as its place and changed in place."
 
     _esm = _DRAW
+    _css = _STYLE
     spec = traitlets.Dict().tag(sync=True)
     library = traitlets.Instance(_Library).tag(sync=True, **W.widget_serialization)
 
@@ -115,31 +141,6 @@ class Figure(anywidget.AnyWidget):
         self.spec = specify(figure)
 
 # %% ../../nbs/91_panels.ipynb #72a0000a
-_STYLE = """
-.nl-panel, .nl-panel .nl-desk { overflow: visible }
-.jp-OutputArea:has(.nl-bar), .jp-OutputArea-child:has(.nl-bar),
-.jp-OutputArea-output:has(.nl-bar) { overflow: visible }
-.nl-bar { position: sticky; top: 0; z-index: 9; padding: 2px 0; overflow: visible;
-    background: var(--jp-layout-color0, white); border-bottom: 1px solid var(--jp-border-color1, #9e9e9e) }
-.nl-bar button { width: auto; min-width: 0; padding: 0 10px }
-.nl-desk { display: flex; align-items: flex-start; width: 100% }
-.nl-figures { display: grid; flex: 1 1 0; min-width: 0; overflow: visible;
-    grid-template-columns: repeat(auto-fit, minmax(min(max(270px, 32%), 100%), 1fr)) }
-.nl-figures > * { min-width: 0; overflow: hidden; display: block; margin: 0 }
-.nl-figures.nl-wide { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
-.nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
-.nl-fit .nl-figure { height: 100%; margin: 0 }
-.nl-side { flex: 0 0 360px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
-    padding-left: 8px }
-@media (max-width: 700px) {
-    .nl-desk { flex-flow: column }
-    .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
-    .nl-bar button { padding: 0 6px }
-}
-.nl-panel .widget-html, .nl-panel .widget-html-content { min-width: 0; max-width: 100% }
-.nl-panel summary { cursor: pointer }
-.nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
-"""
 _EYE = """
 export default { render({ model, el }) {
     let inside = true;
@@ -197,7 +198,6 @@ class Screen(anywidget.AnyWidget):
     "Stand for the browser's side of a panel: whether it is visible, its look, the keys that are pressed."
 
     _esm = _EYE
-    _css = _STYLE
     visible = traitlets.Bool(True).tag(sync=True)  # is any part of the panel on the screen?
     shortcuts = traitlets.List(traitlets.Unicode()).tag(sync=True)  # names of keys that the panel wants
 

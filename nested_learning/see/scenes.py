@@ -348,7 +348,7 @@ def _draw_memory(
     )
 
 # %% ../../nbs/93_scenes.ipynb #81a0001b
-_LOSS = 'Loss and accuracy of batches'
+_LOSS = 'Loss and accuracy'
 
 
 def _draw_loss(
