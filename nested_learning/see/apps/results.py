@@ -28,7 +28,7 @@ from ...measure import metrics
 from ...runs import experiment
 from ...runs.store import Store
 from ..cockpit import complain
-from ..panels import Figure, Muted, Panel, beside, close_all, take_cell
+from ..panels import Figure, Muted, Panel, close_all, take_cell, tile
 from ..plots import GREY, TEMPLATE, plot_compare, plot_matrix
 from ...train.build import build, load_data
 
@@ -421,6 +421,12 @@ class ResultsApp:
         )
 
     def _arrange(self) -> Panel:
-        "Put the controls beside the figures."
-        controls = W.VBox(list(vars(self.controls).values()))
-        return Panel([self.message, beside(self.figures.values(), controls), self.table])
+        "Put the controls on top, in two columns where there is room: the figures need the width."
+        c = self.controls
+        wrap = W.Layout(display='flex', flex_flow='row wrap', width='100%')
+        left = W.VBox([c.folder, c.words, c.runs], layout=W.Layout(flex='1 1 320px', min_width='0'))
+        right = [c.column, c.run, c.task, self.message]
+        right = W.VBox(right, layout=W.Layout(flex='1 1 320px', min_width='0'))
+        curves, matrix, confusion, forgotten = self.figures.values()
+        tiles = [tile([matrix, confusion]), tile([forgotten], most=1)]
+        return Panel([W.Box([left, right], layout=wrap), tile([curves], most=1), self.table, *tiles])
