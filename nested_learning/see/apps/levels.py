@@ -419,10 +419,10 @@ def _make_buttons() -> SimpleNamespace:
     "Make the buttons."
     told = 'take steps at the pace chosen, until pressed again'
     return SimpleNamespace(
-        play=W.ToggleButton(description='Play', icon='play', tooltip=told),
-        one=W.Button(description='Step', icon='step-forward', tooltip='take one step'),
-        ten=W.Button(description='Step 10', icon='fast-forward', tooltip='take ten steps'),
-        restart=W.Button(description='Restart', icon='refresh', tooltip='back to step 0; the settings stay'),
+        play=W.ToggleButton(description='Play', tooltip=told),
+        one=W.Button(description='Step', tooltip='take one step'),
+        ten=W.Button(description='Step 10', tooltip='take ten steps'),
+        restart=W.Button(description='Restart', tooltip='back to step 0; the settings stay'),
     )
 
 

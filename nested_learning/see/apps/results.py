@@ -427,6 +427,6 @@ class ResultsApp:
         left = W.VBox([c.folder, c.words, c.runs], layout=W.Layout(flex='1 1 320px', min_width='0'))
         right = [c.column, c.run, c.task, self.message]
         right = W.VBox(right, layout=W.Layout(flex='1 1 320px', min_width='0'))
-        curves, matrix, confusion, forgotten = self.figures.values()
-        tiles = [tile([matrix, confusion]), tile([forgotten], most=1)]
-        return Panel([W.Box([left, right], layout=wrap), tile([curves], most=1), self.table, *tiles])
+        f = self.figures
+        tiles = [tile([f['matrix'], f['confusion']]), tile([f['forgotten']], most=1)]
+        return Panel([W.Box([left, right], layout=wrap), tile([f['curves']], most=1), self.table, *tiles])
