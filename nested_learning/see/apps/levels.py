@@ -183,7 +183,7 @@ def _plot_moves(
         showlegend=False,
         margin_l=76,
         uirevision=1,
-        title='When each level moved, and how far [norm of the change]',
+        title='When each level moved, and how far',
     )
 
 # %% ../../../nbs/96_apps_levels.ipynb #79183f90
