@@ -217,7 +217,7 @@ def _task_options(
 
 def _make_controls() -> SimpleNamespace:  # of widgets, one for each setting, and the presets
     "Make one control for each setting."
-    look = dict(style=dict(description_width='130px'), layout=dict(width='98%'))
+    look = dict(style=dict(description_width='144px'), layout=dict(width='98%'))
     sets = [('digits: 1,437 images', 'digits'), ('made up: 50,000 labels', 'made up')]
     tasks = _task_options(10, 'blurry')
     return SimpleNamespace(
