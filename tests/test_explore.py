@@ -94,7 +94,7 @@ def drive_levels(page):
         timeout=30_000,
     )
     if '/lab' in page.url:
-        execute(page, 'assert panel.player.playing')
+        execute(page, 'assert app.player.playing')
     play.click()
     page.wait_for_function(f"() => {SAID}.startsWith('At rest')", timeout=30_000)
     held = read_step(page)
@@ -245,7 +245,8 @@ def drive_forgetting(page):
         page.keyboard.press('ArrowLeft')
     press(page, 'Play')
     page.wait_for_function(
-        """() => { const curves = document.querySelector('.js-plotly-plot').data;
+        """() => { const curves = [...document.querySelectorAll('.js-plotly-plot')]
+            .find(f => f.layout.title?.text?.startsWith('Class-IL')).data;
         const count = name => curves.filter(curve => curve.name === name).length;
         return count('task 0') === 3 && count('task 1') === 3; }""",
         timeout=120_000,
@@ -292,7 +293,11 @@ def drive_results(page):
     assert runs.locator('option').all_inner_texts() == ['fine_tune-seed0', 'fine_tune-seed1']
     assert len(read_figure(page, 'fine_tune-seed0: task 0')['answers']['x']) > 0
     if '/lab' in page.url:
-        execute(page, 'assert c.runs.value == ("fine_tune-seed0", "fine_tune-seed1"), c.runs.value')
+        execute(
+            page,
+            'chosen = app.controls.runs.value\n'
+            'assert chosen == ("fine_tune-seed0", "fine_tune-seed1"), chosen',
+        )
 
 
 PREPARE = {'cockpit.ipynb': play_cockpit}
@@ -336,6 +341,63 @@ def test_voila(notebook, theme, browser, voila, screenshots):  # noqa: F811
     found += page.problems
     close(page)
     assert not found, '\n'.join(found)
+
+
+FIRST = ('Accuracy after', 'Accuracy on', 'Moves')  # figures that are in sight as the page opens
+SIGHT = """titles => {
+    const box = e => e.getBoundingClientRect();
+    const inside = e => box(e).top >= 0 && box(e).bottom <= innerHeight + 1;
+    const figures = [...document.querySelectorAll('.nl-figures .js-plotly-plot')];
+    const of = title => figures.find(f => f.layout.title?.text?.startsWith(title));
+    return {
+        bar: inside(document.querySelector('.nl-bar')),
+        figures: titles.map(title => inside(of(title))),
+        drawn: titles.map(title => of(title).data.length > 0),
+        first: box(figures[0]).top < innerHeight,
+        controls: box(document.querySelector('.nl-side')).top < innerHeight / 2,
+        wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+    };
+}"""
+
+
+def test_first_view(browser, voila, screenshots):  # noqa: F811
+    "The cockpit opens alive; bar, figures and controls are in sight; the bar stays; a story is one click."
+    page = open_page(browser, 1400)
+    page.set_viewport_size(dict(width=1400, height=900))
+    open_app(page, voila('explore/cockpit.ipynb'))
+    wait_for_title(page, '^Moves and drift')
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('.nl-figures .js-plotly-plot')]
+            .every(f => f.data.length)""",
+        timeout=120_000,
+    )
+    for width, height in ((1400, 900), (1280, 720), (390, 844)):
+        page.set_viewport_size(dict(width=width, height=height))
+        page.wait_for_timeout(1000)
+        seen = page.evaluate(SIGHT, FIRST)
+        assert all(seen['drawn']) and seen['bar'] and seen['first'] and not seen['wide'], (width, seen)
+        if width > 1000:
+            assert all(seen['figures']) and seen['controls'], (width, seen)
+        if screenshots:
+            page.screenshot(path=screenshots / f'first-view-{width}.png')
+    page.set_viewport_size(dict(width=1280, height=720))
+    page.evaluate('() => window.scrollTo(0, document.documentElement.scrollHeight)')
+    page.wait_for_timeout(500)
+    assert page.evaluate(SIGHT, FIRST)['bar']
+    page.evaluate('() => window.scrollTo(0, 0)')
+    press(page, 'Watch forgetting')
+    page.get_by_text('overwrites what the last one had written').wait_for(timeout=30_000)
+    wait_for_status(page, 'task [1-4]')
+    page.locator('.nl-figures').click(position=dict(x=5, y=5))
+    page.keyboard.press(' ')
+    at = wait_for_status(page, 'paused')
+    page.keyboard.press('ArrowRight')
+    wait_for_status(page, f'step {at + 1},')
+    press(page, 'Controls')
+    page.wait_for_function("() => !document.querySelector('.nl-side').offsetWidth", timeout=30_000)
+    problems = page.problems
+    close(page)
+    assert not problems, '\n'.join(problems)
 
 
 GOOD = """<div style="width:600px"><div class="jupyter-widgets">

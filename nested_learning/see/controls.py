@@ -44,7 +44,7 @@ def labelled(
     return dict(
         description=label,
         tooltip=tooltip,
-        style=dict(description_width='170px'),
+        style=dict(description_width='160px'),
         layout=dict(width='99%', max_width='440px'),
         continuous_update=False,
     )
@@ -204,12 +204,20 @@ class Controls:
             return averages.model_dump(mode='json') | dict(windows=values)
         return values
 
-    def locked(self, is_locked: bool):
-        "Allow, or not, to choose what a run cannot change."
+    def locked(
+        self,
+        is_locked: bool,  # has the run begun?
+        as_of=None,  # [steps] that is looked back to; None: as of now
+    ):
+        "Allow, or not, to choose what a run cannot change; looking back, nothing can be changed."
         for widget in self.setup.values():
             widget.disabled = is_locked
-        if is_locked:
-            self.lock.value = '<i>locked until Reset: a run cannot change these</i>'
+        for widget in (*sum(map(_as_list, self.knobs.values()), []), self.realism):
+            widget.disabled = as_of is not None
+        if as_of is not None:
+            self.lock.value = f'<i>as it was at step {as_of:,}; press Now to change it</i>'
+        elif is_locked:
+            self.lock.value = '<i>locked until Restart: a run cannot change these</i>'
         else:
             self.lock.value = '<i>chosen before the run begins</i>'
 
@@ -234,10 +242,9 @@ class Controls:
 
     def _arrange(self) -> W.Box:
         "Lay the controls out in two columns, side by side where there is room."
-        label = W.Label('realism', layout=W.Layout(width='174px', display='flex', justify_content='flex-end'))
-        preset = W.HBox([label, self.realism])
-        left = [*self._group('Stream', preset), *self._group('Set-up', self.lock)]
-        right = [*self._group('Levels'), *self._group('Memory and averages')]
+        preset = W.HBox([W.Label('realism'), self.realism], layout=W.Layout(flex_flow='row wrap'))
+        left = [*self._group('Set-up', self.lock), *self._group('Levels')]
+        right = [*self._group('Stream', preset), *self._group('Memory and averages')]
         column = dict(flex='1 1 400px', min_width='0', padding='0 8px 0 0')
         columns = [W.VBox(widgets, layout=W.Layout(**column)) for widgets in (left, right)]
         return W.Box(columns, layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))

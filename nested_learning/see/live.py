@@ -6,6 +6,7 @@
 __all__ = ['Held', 'View', 'Stopped', 'LiveRun']
 
 # %% ../../nbs/92_live.ipynb #80a00003
+import json
 import math
 import threading
 import time
@@ -64,6 +65,7 @@ class View:
     position: int  # rows of the stream that are done with
     task: int  # the task in force
     config: Config  # in force, without knobs
+    begun: Config  # in force before any knob was turned
     stream: Stream  # as it was laid out then
     steps: pd.DataFrame  # as `Run.steps`, and column seconds [s], NaN for steps of another process
     evaluations: pd.DataFrame  # as `Run.evaluations`
@@ -133,6 +135,8 @@ class LiveRun:
         self.closing = False  # is a stop wanted?
         self.resting = False  # does the thread wait between two events?
         self.drive = None  # the `Drive`, None while it is being made
+        self.begun = None  # `Config` before any knob was turned
+        self.planned = set()  # (step, name) of the knobs that its configuration turns by itself
         self.step = 0  # [steps] done
         self.version = 0  # counts changes
         self.refused = None  # why the last knob could not be set
@@ -234,10 +238,18 @@ class LiveRun:
                 position=int(last['position']),
                 task=int(last['task']),
                 config=self.drive.config.at(step),
+                begun=self.begun,
                 stream=[stream for at, stream in self.streams if at <= step][-1],
                 held=next((held for held in reversed(self.held) if held and held.step <= step), None),
                 **frames,
             )
+
+    def turned(self) -> dict:  # key -> value
+        "Give the knobs that were turned by hand so far, as they are now."
+        if self.drive is None:
+            return {}
+        rows = self.view().knobs.reindex(columns=['step', 'name', 'value']).itertuples(index=False)
+        return {row.name: json.loads(row.value) for row in rows if (row.step, row.name) not in self.planned}
 
     def fork(
         self,
@@ -290,6 +302,9 @@ class LiveRun:
         steps = learner.loop.steps(len(learner.stream))
         with self.wake:
             self.drive = drive
+            self.begun = drive.config.at(-1)
+            planned = {(knob.step, knob.name) for knob in drive.config.run.knobs}
+            self.planned = past.planned if past else planned
             self.step = learner.steps
             self.record = _Record(drive.folder)
             if past is not None:

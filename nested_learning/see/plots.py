@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'SOURCE_COLOURS', 'SHADES', 'SYMBOLS', 'TEMPLATE', 'thin', 'colour', 'task_windows', 'plot_stream',
-           'plot_classes', 'plot_matrix', 'plot_tasks', 'plot_levels', 'plot_loss', 'plot_compare']
+           'plot_classes', 'plot_matrix', 'plot_tasks', 'plot_levels', 'plot_loss', 'plot_compare', 'plot_methods',
+           'explain_methods']
 
 # %% ../../nbs/90_plots.ipynb #b02bf766
 import numpy as np
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from ..measure.metrics import accuracy_matrix, mean_interval
+from ..measure.metrics import accuracy_matrix, average_accuracy, forgetting, mean_interval
 
 # %% ../../nbs/90_plots.ipynb #4b27b83d
 GREY = '#7a7a7a'
@@ -121,14 +122,18 @@ def _mark_tasks(
     fig.update_layout(shapes=lines)  # in one call: plotly's add_vline checks all of the layout each time
     if len(tasks) > most:
         return
+    span = edges[-1] - edges[0]
     for left, right, task in zip(edges, edges[1:], tasks):
+        if right - left < 0.04 * span:
+            continue  # no room
+        named = task == tasks[0] and right - left > 0.12 * span
         fig.add_annotation(
             x=(left + right) / 2,
             y=1,
             xref='x',
             yref='paper',
             yanchor='bottom',
-            text=f'task {task}',
+            text=f'task {task}' if named else str(task),
             showarrow=False,
             font_size=11,
         )
@@ -196,7 +201,7 @@ def plot_stream(
         height=320,
         title='Where the presentations of the stream come from',
         showlegend=True,
-        xaxis=dict(title='position [presentations]', showgrid=False),
+        xaxis=dict(title='position', showgrid=False),
         yaxis=dict(title='share [%]', range=[0, 100]),
     )
     if task_ends is None:
@@ -262,7 +267,7 @@ def plot_classes(
         height=min(420, max(300, 120 + 20 * len(names))),
         title='Which classes the stream shows, and when',
         coloraxis=dict(colorscale=_FADE, cmin=0, colorbar_title_text='share [%]'),
-        xaxis=dict(title='position [presentations]', showgrid=False),
+        xaxis=dict(title='position', showgrid=False),
         yaxis=dict(title='class', showgrid=False, tickvals=some, ticktext=[names[i] for i in some]),
     )
     _mark_tasks(fig, *task_windows(position, table['task'].to_numpy()))
@@ -426,9 +431,10 @@ def _lengths(
 
 # %% ../../nbs/90_plots.ipynb #70a1b001
 def _draw_moves(
-    fig: go.Figure,  # changed in place; its first panel is drawn
+    fig: go.Figure,  # changed in place
     steps: pd.DataFrame,  # step rows
     at: dict,  # level -> [steps] when it moved
+    below: float,  # how far below the middle of its lane a stroke stands
 ):
     "Draw a stroke for each move, the higher the longer the move, where that was measured."
     for i, (level, when) in enumerate(at.items()):
@@ -442,39 +448,52 @@ def _draw_moves(
                 customdata=length.astype(np.float32), hovertemplate='step %{x}: moved by %{customdata:.2%}'
             )
         stroke = dict(symbol='line-ns', size=size, color=colour(i), line=dict(color=colour(i), width=1.5))
-        y = np.full(len(when), i, np.int8)
-        fig.add_trace(go.Scatter(x=when, y=y, name=level, mode='markers', marker=stroke, **hover), 1, 1)
-    labels = [f'{level}: {len(when):,} move{"s" * (len(when) != 1)}' for level, when in at.items()]
-    fig.update_yaxes(
-        tickvals=np.arange(len(at)),
-        ticktext=labels,
-        range=[len(at) - 0.4, -0.6],
-        showgrid=False,
-        row=1,
-        col=1,
-    )
+        y = np.full(len(when), i + below, np.float32)
+        fig.add_scatter(x=when, y=y, name=level, mode='markers', marker=stroke, **hover)
 
 
 def _draw_drift(
-    fig: go.Figure,  # changed in place; its second panel is drawn
+    fig: go.Figure,  # changed in place
     steps: pd.DataFrame,  # step rows
     at: dict,  # level -> [steps] when it moved
 ):
-    "Draw how far each level has drifted, where that was logged."
+    "Draw how far each level has drifted, where that was logged, on a scale of its own in its lane."
     for i, level in enumerate(at):
         if not _has_drift(steps, level):
             continue
         logged = steps[['step', f'drift {level}']].dropna()
-        logged = logged.iloc[thin(len(logged))]
-        curve = go.Scatter(
+        logged = logged.iloc[thin(len(logged), 600)]
+        drift = logged[f'drift {level}'].to_numpy(np.float32)
+        fig.add_scatter(
             x=logged['step'].to_numpy(),
-            y=logged[f'drift {level}'].to_numpy(np.float32),
+            y=(i + 0.08 - 0.5 * drift / max(drift.max(), 1e-12)).astype(np.float32),
+            customdata=drift,
             name=level,
             mode='lines',
             line=dict(color=colour(i), width=1.5),
+            hovertemplate='step %{x}: drift %{customdata:.2%}',
         )
-        fig.add_trace(curve, 2, 1)
-    fig.update_yaxes(title='drift since the<br>last task end', rangemode='tozero', row=2, col=1)
+
+
+def _label_lanes(
+    fig: go.Figure,  # changed in place
+    steps: pd.DataFrame,  # step rows
+    at: dict,  # level -> [steps] when it moved
+):
+    "Name each lane: its level, its moves, and its largest drift where that was logged."
+    labels = []
+    for level, when in at.items():
+        label = f'{level}: {len(when):,} move{"s" * (len(when) != 1)}'
+        if _has_drift(steps, level):
+            label += f'<br>drift ≤ {steps[f"drift {level}"].max():.2g}'
+        labels.append(label)
+    fig.update_yaxes(
+        tickvals=np.arange(len(at)),
+        ticktext=labels,
+        range=[len(at) - 0.4, -0.6],
+        tickfont_size=11,
+        showgrid=False,
+    )
 
 
 def _has_drift(steps: pd.DataFrame, level: str) -> bool:
@@ -485,35 +504,34 @@ def _has_drift(steps: pd.DataFrame, level: str) -> bool:
 def _finish_steps(
     fig: go.Figure,  # changed in place
     steps: pd.DataFrame,  # step rows: step, task
-    rows: int,  # panels, one below the other
+    rows: int = None,  # panels, one below the other; None: the figure is one panel
 ):
     "Give all panels the axis of steps, and mark the tasks."
     step = steps['step'].to_numpy()
     fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, step[-1] + 0.5])
-    fig.update_xaxes(title='step [steps]', row=rows, col=1)
+    fig.update_xaxes(title='step', **({} if rows is None else dict(row=rows, col=1)))
     _mark_tasks(fig, *task_windows(step, steps['task'].to_numpy()))
 
 
 def plot_levels(
     steps: pd.DataFrame,  # step rows: step, task, moved, perhaps 'drift <level>' and 'moves <level>'
-) -> go.Figure:  # raster of moves, high strokes for long ones; drift below if it was logged
+) -> go.Figure:  # a lane for each level: moves, high strokes for long ones; drift above if it was logged
     "Show when each level moved, and how far."
     _need(steps, 'steps', 'step', 'task', 'moved')
     at = _moves(steps)
     drifts = any(_has_drift(steps, level) for level in at)
-    rows = 2 if drifts else 1
-    heights = [0.5, 0.5] if drifts else None
-    fig = make_subplots(rows, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=heights)
-    _draw_moves(fig, steps, at)
+    fig = go.Figure(layout=dict(xaxis={}, yaxis={}))
+    _draw_moves(fig, steps, at, below=0.28 if drifts else 0)
     if drifts:
         _draw_drift(fig, steps, at)
+    _label_lanes(fig, steps, at)
     fig.update_layout(
         template=TEMPLATE,
         height=420 if drifts else 300,
         showlegend=False,
         title='When each level moved' + ' and how far it drifted' * drifts,
     )
-    _finish_steps(fig, steps, rows)
+    _finish_steps(fig, steps)
     return fig
 
 # %% ../../nbs/90_plots.ipynb #73a85370
@@ -713,3 +731,119 @@ def plot_compare(
         showlegend=not metrics,
         title=f'Methods on the same streams ({column.replace("_il", "-IL")}): {_count_seeds(evaluations)}',
     )
+
+# %% ../../nbs/90_plots.ipynb #4e9f0c78
+def _title_method(
+    rows: pd.DataFrame,  # evaluation rows of one method, with column seed
+    name: str,  # what the panel is called
+    column: str,  # 'class_il' or 'task_il'
+) -> str:
+    "Write the name of a method, its accuracy at the end, and what it forgot; means over seeds."
+    matrices = [accuracy_matrix(run, column, run['readout'].iloc[-1]) for _, run in rows.groupby('seed')]
+    accuracy = 100 * np.mean([average_accuracy(R) for R in matrices])
+    lost = 100 * np.mean([forgetting(R) for R in matrices])
+    return f'<b>{name}</b><br>accuracy {accuracy:.0f}%, forgetting {lost:.0f}%'
+
+
+def plot_methods(
+    evaluations: pd.DataFrame,  # evaluation rows of all runs with columns method and seed added
+    names=None,  # method -> what its panel is called; None: the methods' own names
+    column: str = 'class_il',  # 'class_il' or 'task_il'
+) -> go.Figure:  # a panel for each method, a curve for each task
+    "Show what each method keeps of each task, side by side on the same streams."
+    _need(evaluations, 'evaluations', 'method', 'seed', 'after', 'task', 'split', 'readout', column)
+    methods = list(evaluations['method'].unique())
+    parts = {method: evaluations[evaluations['method'] == method] for method in methods}
+    titles = [
+        _title_method(rows, (names or {}).get(method, method), column) for method, rows in parts.items()
+    ]
+    fig = make_subplots(
+        1, len(methods), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.09 / len(methods)
+    )
+    for panel, rows in enumerate(parts.values(), 1):
+        _draw_kept(fig, rows, column, panel)
+    fig.update_xaxes(title='after task', tickmode='linear', showgrid=False)
+    fig.update_yaxes(range=[-3, 103])
+    fig.update_annotations(font_size=12)
+    seeds = _count_seeds(evaluations).replace(' and 95% interval', '')
+    return fig.update_layout(
+        template=TEMPLATE,
+        height=360,
+        title=f'What is kept of each task ({column.replace("_il", "-IL")}, {seeds})',
+        yaxis_title='accuracy [%]',
+        margin=dict(t=96, b=84),
+        legend=dict(orientation='h', y=-0.22, yanchor='top'),
+    )
+
+
+def _draw_kept(
+    fig: go.Figure,  # changed in place
+    rows: pd.DataFrame,  # evaluation rows of one method, with column seed
+    column: str,  # 'class_il' or 'task_il'
+    panel: int,  # column of the figure
+):
+    "Draw a curve for each task, a mean over seeds, and a grey one for the mean over tasks."
+    runs = [_learned(run, column) for _, run in rows.groupby('seed')]
+    R = np.mean([R for R, _ in runs], axis=0)
+    after = np.arange(len(R))
+    for task in after:
+        fig.add_scatter(
+            x=after[task:],
+            y=R[task:, task].astype(np.float32),
+            name=f'task {task}',
+            legendgroup=f'task {task}',
+            showlegend=panel == 1,
+            mode='lines+markers',
+            line=dict(color=colour(task), width=1.5),
+            marker=dict(symbol=SYMBOLS[task % len(SYMBOLS)], size=6),
+            hovertemplate='after task %{x}: %{y:.0f}%',
+            row=1,
+            col=panel,
+        )
+    fig.add_scatter(
+        x=after,
+        y=np.mean([mean for _, mean in runs], axis=0).astype(np.float32),
+        name='mean so far',
+        legendgroup='mean',
+        showlegend=panel == 1,
+        mode='lines',
+        line=dict(color=GREY, width=4),
+        hovertemplate='after task %{x}: %{y:.0f}%',
+        row=1,
+        col=panel,
+    )
+
+# %% ../../nbs/90_plots.ipynb #ad40db93
+_PARTS = {  # what a method adds to another one -> (with it, without it)
+    'Levels alone': ('nested', 'fine_tune'),
+    'Replay alone': ('er', 'fine_tune'),
+    'A slow average on top of replay': ('consolidated', 'er'),
+    'Levels on top of both': ('nested_consolidated', 'consolidated'),
+}
+
+
+def explain_methods(
+    evaluations: pd.DataFrame,  # evaluation rows of all runs with columns method and seed added
+    column: str = 'class_il',  # 'class_il' or 'task_il'
+    same: float = 2,  # [points] a difference in accuracy up to this is called the same
+) -> str:  # sentences
+    "Say in words how much accuracy each part adds; parts without both of their methods are left out."
+    _need(evaluations, 'evaluations', 'method', 'seed', 'after', 'task', 'split', 'readout', column)
+    accuracy = {
+        method: np.mean(
+            [
+                average_accuracy(accuracy_matrix(run, column, run['readout'].iloc[-1]))
+                for _, run in rows.groupby('seed')
+            ]
+        )
+        for method, rows in evaluations.groupby('method')
+    }
+    told = [f'Fine-tuning ends at {accuracy["fine_tune"]:.0%}.'] if 'fine_tune' in accuracy else []
+    for part, (more, less) in _PARTS.items():
+        if more in accuracy and less in accuracy:
+            gain = 100 * (accuracy[more] - accuracy[less])
+            change = f'{abs(gain):.0f} points {"more" if gain > 0 else "less"}'
+            if abs(gain) <= same:
+                change = 'about the same'
+            told.append(f'{part}: {accuracy[less]:.0%} to {accuracy[more]:.0%}, {change}.')
+    return ' '.join(told)
