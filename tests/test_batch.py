@@ -16,7 +16,8 @@ import yaml
 from conftest import ROOT
 
 from nested_learning.config.load import load_config
-from nested_learning.runs.experiment import Run, run
+from nested_learning.runs.experiment import run
+from nested_learning.runs.finished import Run
 from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_holder, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
