@@ -18,7 +18,8 @@ from conftest import ROOT
 from nested_learning.config.load import load_config
 from nested_learning.runs.experiment import run
 from nested_learning.runs.finished import Run
-from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_holder, read_state
+from nested_learning.runs.folder import is_held, lock_of
+from nested_learning.runs.grid import open_batch, plan_runs, read_holder, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 # as the installed command begins: without the current folder among those of modules

@@ -18,6 +18,7 @@ import pandas as pd
 from ..config.load import ConfigError
 from ..core import write_atomic
 from .engines import estimate, run_pool, run_ray
+from .folder import has_finished
 from .grid import collect, log, open_batch, plan_runs, read_grid, tabulate
 from .search import tune_folder
 
@@ -151,7 +152,19 @@ def _finish(folder, runs: list):
         click.echo(
             f'nl-batch retry {folder} tries failed runs again; their notebooks show what happened', err=True
         )
-    sys.exit(0 if (states.state == 'finished').all() else 1)
+    _name_damaged(folder, states)
+    sys.exit(0 if states.state.map(has_finished).all() else 1)
+
+
+def _name_damaged(folder, states: pd.DataFrame):
+    "Say how to go on where folders of runs are damaged."
+    damaged = states[states.state == 'damaged']
+    for row in damaged.itertuples():
+        click.echo(f'{row.id} is damaged: {row.error}', err=True)
+    if len(damaged):
+        click.echo(
+            f'restore what is damaged, or nl-batch retry {folder} --anew makes these runs again', err=True
+        )
 
 # %% ../../nbs/89_commands.ipynb #55830ede
 @batch.command()
@@ -226,21 +239,29 @@ def resume(folder, **how):
 @batch.command()
 @click.argument('folder', type=click.Path(path_type=Path))
 @click.option(
-    '--anew', is_flag=True, help='Delete what the failed runs have done, and begin them again from nothing.'
+    '--anew',
+    is_flag=True,
+    help='Delete what the failed runs have done, and begin them again from nothing; damaged ones too.',
 )
 @_options
 def retry(folder, anew, **how):
     """Try the failed runs of FOLDER again.
 
-    They go on from their newest checkpoints. The record of the failure is kept as <name>.failed.ipynb.
+    They go on from their newest checkpoints. The record of the failure is kept as <name>.failed.ipynb. Runs
+    whose folders are damaged are tried again only with --anew.
     """
     runs = open_batch(folder)
-    failed = [run for run, state in zip(runs, tabulate(folder, runs).state) if state == 'failed']
+    states = tabulate(folder, runs)
+    wanted = ('failed', 'damaged') if anew else ('failed',)
+    failed = [run for run, state in zip(runs, states.state) if state in wanted]
+    if not anew:
+        _name_damaged(folder, states)
     if not failed:
         click.echo('nothing has failed')
         return
     for run in failed:
-        os.replace(folder / f'{run.name}.ipynb', folder / f'{run.name}.failed.ipynb')
+        if (folder / f'{run.name}.ipynb').exists():
+            os.replace(folder / f'{run.name}.ipynb', folder / f'{run.name}.failed.ipynb')
         if anew:
             shutil.rmtree(folder / run.name, ignore_errors=True)
     log(folder, f'retry: {", ".join(run.name for run in failed)}')
@@ -255,6 +276,7 @@ def status(folder):
     states = tabulate(folder, runs)
     click.echo(_table(states))
     click.echo(_counts(states))
+    _name_damaged(folder, states)
 
 # %% ../../nbs/89_commands.ipynb #47491f32
 @batch.command('collect')
@@ -281,6 +303,7 @@ def collect_command(folder, out):
         else:
             rows.to_parquet(path, index=False)
     click.echo(f'{len(rows)} of {len(runs)} runs are in {out}')
+    _name_damaged(folder, tabulate(folder, runs))
 
 # %% ../../nbs/89_commands.ipynb #c4cd5243
 @batch.command('tune')

@@ -24,11 +24,18 @@ from ..core import pick_device, use_threads, write_atomic, write_text
 from .finished import Run, hash_readouts, lend, name_data, summarise
 from nested_learning.runs.folder import (
     KINDS,
+    Damaged,
     Recorder,
+    describe_end,
     describe_environment,
+    has_finished,
+    hash_file,
     list_parts,
+    lock_of,
     make_run_dir,
+    now,
     read_answer,
+    take,
     update_run_json,
 )
 from ..train.build import build, load_data
@@ -36,9 +43,10 @@ from nested_learning.train.checkpoints import (
     catch_signals,
     find_checkpoint,
     list_checkpoints,
+    save_checked,
     save_checkpoint,
 )
-from ..train.cost import measure_cost
+from ..train.cost import count_bytes, measure_cost
 from ..train.knobs import KNOBS
 from ..train.learner import Evaluated, Learner, StepDone, TaskEnded
 
@@ -110,10 +118,10 @@ class BestModel:
         if accuracy <= self.best:
             return
         self.best = float(accuracy)
-        with write_atomic(self.path) as path:
-            torch.save({name: module.state_dict()}, path)
+        save_checked({name: module.state_dict()}, self.path)
 
 # %% ../../nbs/82_experiment.ipynb #eb1b079a
+_PATIENCE = 1.0  # [seconds] to wait for a lock: somebody may be looking at it
 MEMORY_HINT = 'lower batch_size, replay_batch_size or base_channels, or set gradient_checkpointing or use_amp'
 
 
@@ -125,6 +133,7 @@ class Drive:
         learner: Learner,
         config: Config,
         folder: Path,  # of the run
+        lock,  # of the folder, held; given back when the run ends
         part: int = 0,  # parts already recorded
         written: dict = None,  # hashes of these parts
         best: float = -1.0,  # accuracy of the best model so far
@@ -133,6 +142,7 @@ class Drive:
         self.learner = learner
         self.config = config
         self.folder = folder
+        self.lock = lock
         self.recorder = Recorder(folder, part, written)
         self.best = BestModel(learner, folder / 'best.pt', best)
         self.listeners = [self.recorder, self.best] if config.evaluation.save_best_model else [self.recorder]
@@ -192,20 +202,62 @@ class Drive:
         try:
             with use_threads(self.config.run.threads):
                 yield
+                self._finish()
         except BaseException as e:
             self._note_failure(e)
             self._reword(e)
             raise
-        self._finish()
+        finally:
+            self.lock.release()
+
+    def exhaust(
+        self,
+        listeners=(),  # called with each event
+        progress: bool = True,  # show a progress bar?
+    ) -> Run:  # finished
+        "Go on to the end; a signal stops the run after the step at hand."
+        bar = tqdm(
+            total=len(self.learner.stream),
+            initial=self.learner.position,
+            unit='row',
+            disable=not progress,
+            mininterval=0.5,
+        )
+        with self.guarded(), catch_signals() as caught, bar:
+            for event in self.events():
+                for listener in listeners:
+                    listener(event)
+                if isinstance(event, StepDone):
+                    bar.update(event.position - bar.n)
+                    if caught:
+                        self._stop(caught[0])
+        return Run(self.folder)
+
+    def _stop(self, number: int):
+        "Save the state and leave, as the signal asks."
+        self.save()
+        text = (
+            f'stopped by {signal.Signals(number).name} after step {self.learner.steps}; '
+            f'resume({str(self.folder)!r}) goes on from there'
+        )
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt(text)
+        print(text, flush=True)
+        raise SystemExit(128 + number)
 
     def _note_failure(self, e: BaseException):
+        "Say in the folder why the run ended; what ended it matters more than a note that fails."
         text = f'{type(e).__name__}: {e}'
-        stopped = isinstance(e, (KeyboardInterrupt, SystemExit))
-        try:
-            self.recorder.log(f'stopped: {text}')
-            update_run_json(self.folder, status='stopped' if stopped else 'failed', error=text)
-        except OSError as second:  # a full disk, say: what ended the run matters more
-            warnings.warn(f'{self.folder}: could not note why the run ended ({second})')
+        status = 'stopped' if isinstance(e, (KeyboardInterrupt, SystemExit)) else 'failed'
+        notes = (
+            lambda: update_run_json(self.folder, status=status, error=text),
+            lambda: self.recorder.log(f'{status}: {text}'),
+        )
+        for note in notes:
+            try:
+                note()
+            except (OSError, ValueError) as second:  # a full disk, a deleted folder
+                warnings.warn(f'{self.folder}: could not note why the run ended ({second})')
 
     def _reword(self, e: BaseException):
         "Raise an error with words that help, if there are any."
@@ -221,53 +273,98 @@ class Drive:
         "Write what is known at the end."
         learner, folder = self.learner, self.folder
         saved = {name: module.state_dict() for name, module in learner.method.readout().items()}
-        with write_atomic(folder / 'model.pt') as path:
-            torch.save(saved, path)
+        save_checked(saved, folder / 'model.pt')
         target = self.config.evaluation.model_save_path
         if target:
-            with write_atomic(target) as path:
+            with write_atomic(Path(target).resolve()) as path:  # a link stays one
                 shutil.copyfile(folder / 'best.pt', path)
         if learner.past_knobs:
             learner.stream.to_parquet(folder / 'stream.parquet')  # as it was shown in the end
+        files = {name: digest for hashes in self.recorder.written.values() for name, digest in hashes.items()}
+        if (folder / 'best.pt').is_file():
+            files['best.pt'] = hash_file(folder / 'best.pt')
         answer = read_answer(folder)
         found = summarise(answer['R'], answer['R_task'], self.config, learner.stream) if answer else None
         update_run_json(
             folder,
-            status='finished',
+            status=describe_end(learner.steps, learner.skipped),
             error=None,
-            ended=time.strftime('%Y-%m-%d %H:%M:%S'),
+            warning=self._warn_of_skipped(),
+            ended=now(),
             cost=measure_cost(learner, {name: round(s, 3) for name, s in self.seconds.items()}),
             stream_hash=learner.stream.hash,
             answer=answer,
             metrics={} if found is None else found.to_dict(),
             weights_hash=hash_readouts(saved),
+            files=files,
         )
+
+    def _warn_of_skipped(self) -> str:  # None where no step was skipped
+        "Say how many steps moved nothing; aloud if it was most of them."
+        steps, skipped = self.learner.steps, self.learner.skipped
+        if not skipped:
+            return None
+        text = f'{skipped} of {steps} steps were skipped, since their gradients were not finite'
+        self.recorder.log(f'warning: {text}')
+        if describe_end(steps, skipped) != 'finished':
+            warnings.warn(f'{self.folder}: {text}; lower learning_rate, or set gradient_clip')
+        return text
 
 # %% ../../nbs/82_experiment.ipynb #3fa24284
 def start(
     config: Config,  # from `load_config` or `bring`
+    lock=None,  # of the run's folder, held already; None: taken now
 ) -> Drive:  # at step 0
     "Make everything that a run needs, and its folder."
     _check_target(config)
     data = load_data(config)
     learner = build(config, data)
-    folder = _make_folder(config)
-    config.to_yaml(folder / 'config.yaml')
-    for key, text in config.sources.items():
-        write_text(folder / f'source-{key}.py', text)
-    learner.stream.to_parquet(folder / 'stream.parquet')
-    device = config.run.device if config.run.device != 'auto' else pick_device()
-    update_run_json(
-        folder,
-        status='running',
-        started=time.strftime('%Y-%m-%d %H:%M:%S'),
-        config_hash=config.hash,
-        data=_describe_data(data),
-        stream_hash=learner.stream.hash,
-        start_hash=learner.stream.hash,
-        **describe_environment(device),
-    )
-    return Drive(learner, config, folder)
+    tasks, keep = len(learner.stream.task_ends), config.run.keep_checkpoints
+    _check_room(Path(config.run.run_dir or '_runs'), learner, tasks + keep + 1)
+    folder, lock = _claim_folder(config, lock)
+    with _released_on_error(lock):
+        config.to_yaml(folder / 'config.yaml')
+        for key, text in config.sources.items():
+            write_text(folder / f'source-{key}.py', text)
+        learner.stream.to_parquet(folder / 'stream.parquet')
+        device = config.run.device if config.run.device != 'auto' else pick_device()
+        update_run_json(
+            folder,
+            status='running',
+            started=now(),
+            config_hash=config.hash,
+            data=_describe_data(data),
+            stream_hash=learner.stream.hash,
+            start_hash=learner.stream.hash,
+            **describe_environment(device),
+        )
+        return Drive(learner, config, folder, lock)
+
+
+@contextmanager
+def _released_on_error(lock):
+    "Give a lock back if the block fails; afterwards it is the business of a `Drive`."
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _claim_folder(config: Config, lock) -> tuple:  # folder, its lock
+    "Make the folder of a run, and hold its lock."
+    place = config.run.run_dir
+    try:
+        if place is not None and lock is None:
+            Path(place).resolve().parent.mkdir(parents=True, exist_ok=True)
+            lock = take(lock_of(place), _PATIENCE)
+    except OSError as e:
+        raise ConfigError(f'run.run_dir = {place!r}: cannot be made ({e})') from None
+    if lock is None:
+        folder = _make_folder(config)
+        return folder, take(lock_of(folder), _PATIENCE)
+    with _released_on_error(lock):
+        return _make_folder(config), lock
 
 
 def _make_folder(config: Config, suffix: str = '') -> Path:
@@ -279,6 +376,24 @@ def _make_folder(config: Config, suffix: str = '') -> Path:
         raise ConfigError(f'run.{e}') from None
     except OSError as e:
         raise ConfigError(f'run.run_dir = {config.run.run_dir!r}: cannot be made ({e})') from None
+
+
+def _check_room(place: Path, learner: Learner, files: int):
+    "Raise, before anything is written, if the disk cannot hold so many checkpoints."
+    held = count_bytes(learner.state_dict())
+    memory = learner.memory
+    if memory is not None and not len(memory):
+        held += min(memory.capacity, len(learner.stream)) * learner.test.batch([0]).nbytes
+    existing = place.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if files * held > free:
+        raise OSError(
+            f'run.run_dir = {str(place)!r}: the run writes about {files * held / 1e6:.0f} MB, and '
+            f'{free / 1e6:.0f} MB are free there; free some, name a folder on another disk, or lower '
+            'keep_checkpoints, memory_size or base_channels'
+        )
 
 
 def _check_target(config: Config):
@@ -312,27 +427,40 @@ def _describe_data(data) -> dict:
 
 def reopen(
     run_dir,  # folder of a run that is not finished
+    lock=None,  # of the folder, held already; None: taken now
     **objects,  # method, network, data, optimizer, metrics: what `run` was given as objects
 ) -> Drive:  # at its newest checkpoint; without one, at step 0
     "Take up a run where its folder left it."
-    before = Run(run_dir)
-    config = _again(before.dir, **objects)
-    learner = build(config)
-    if learner.stream.hash != before.info['start_hash']:
-        raise ConfigError(
-            f'run_dir = {str(run_dir)!r}: its stream began with hash {before.info["start_hash"]}, the '
-            f'configuration now gives {learner.stream.hash}: the data have changed; run it anew'
-        )
-    path, state = find_checkpoint(before.dir)
-    if path:
-        learner.load_state_dict(state.pop('learner'))
-    try:
-        drive = Drive(learner, config, before.dir, **(state or {}))
-    except ValueError as e:
-        raise ConfigError(str(e)) from None
-    drive.recorder.log(f'goes on from {path.name}' if path else 'goes on from the beginning')
-    update_run_json(before.dir, status='running')
+    place = Path(run_dir)
+    Run(place)  # says what is wrong with the folder
+    lock = lock or take(lock_of(place), _PATIENCE)
+    with _released_on_error(lock):
+        config = _again(place, **objects)
+        learner = build(config)
+        _check_stream(place, learner)
+        path, state = find_checkpoint(place)
+        if path:
+            learner.load_state_dict(state.pop('learner'))
+        _check_room(place, learner, 2)  # the next checkpoint, while the one before stands, and the model
+        for left in place.glob('.*.part'):  # half a file, of a process that was killed
+            left.unlink()
+        try:
+            drive = Drive(learner, config, place, lock, **(state or {}))
+        except Damaged as e:
+            raise ConfigError(str(e)) from None
+        drive.recorder.log(f'goes on from {path.name}' if path else 'goes on from the beginning')
+        update_run_json(place, status='running')
     return drive
+
+
+def _check_stream(run_dir: Path, learner: Learner):
+    "Raise if the data of a run have changed since it began."
+    began = Run(run_dir).info['start_hash']
+    if learner.stream.hash != began:
+        raise ConfigError(
+            f'run_dir = {str(run_dir)!r}: its stream began with hash {began}, the configuration now gives '
+            f'{learner.stream.hash}: the data have changed; run it anew'
+        )
 
 # %% ../../nbs/82_experiment.ipynb #61d0a001
 def run(
@@ -350,7 +478,7 @@ def run(
     objects = dict(method=method, network=network, data=data, optimizer=optimizer, metrics=metrics)
     whole = bring(config, **objects)
     with use_threads(whole.run.threads):
-        return _exhaust(start(whole), listeners, progress)
+        return start(whole).exhaust(listeners, progress)
 
 
 def resume(
@@ -366,44 +494,11 @@ def resume(
 ) -> Run:  # finished
     "Go on from the newest checkpoint; without one, from the beginning."
     before = Run(run_dir)
-    if before.info['status'] == 'finished':
+    if has_finished(before.info['status']):
         return before
     objects = dict(method=method, network=network, data=data, optimizer=optimizer, metrics=metrics)
     with use_threads(before.config.run.threads):
-        return _exhaust(reopen(run_dir, **objects), listeners, progress)
-
-
-def _exhaust(drive: Drive, listeners, progress: bool) -> Run:
-    "Go on to the end; a signal stops the run after the step at hand."
-    bar = tqdm(
-        total=len(drive.learner.stream),
-        initial=drive.learner.position,
-        unit='row',
-        disable=not progress,
-        mininterval=0.5,
-    )
-    with drive.guarded(), catch_signals() as caught, bar:
-        for event in drive.events():
-            for listener in listeners:
-                listener(event)
-            if isinstance(event, StepDone):
-                bar.update(event.position - bar.n)
-                if caught:
-                    _stop(drive, caught[0])
-    return Run(drive.folder)
-
-
-def _stop(drive: Drive, number: int):
-    "Save the state and leave, as the signal asks."
-    drive.save()
-    text = (
-        f'stopped by {signal.Signals(number).name} after step {drive.learner.steps}; '
-        f'resume({str(drive.folder)!r}) goes on from there'
-    )
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt(text)
-    print(text, flush=True)
-    raise SystemExit(128 + number)
+        return reopen(run_dir, **objects).exhaust(listeners, progress)
 
 # %% ../../nbs/82_experiment.ipynb #81cf7a74
 FREE = ('run_dir', 'device', 'checkpoint_every', 'keep_checkpoints')  # keys that change no outcome
@@ -419,25 +514,37 @@ def branch(
     old = Run(run_dir)
     config = _branched(old, at_step, overrides)
     folder = _make_folder(config, '-fork')
-    path, state = find_checkpoint(old.dir, at_step)
-    shared = state['part'] if state else 0
-    for kind in KINDS:
-        for part in list(list_parts(old.dir, kind).values())[:shared]:
-            shutil.copy(part, folder)
-    copied = [old.dir / 'stream.parquet', *old.dir.glob('source-*.py'), *([path] if path else [])]
-    for file in copied:
-        shutil.copy(file, folder)
+    try:
+        _copy_beginning(old, at_step, folder)
+    except OSError as e:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConfigError(
+            f'run_dir = {str(run_dir)!r}: its beginning could not be copied ({e}); if the run goes on '
+            'meanwhile, try again'
+        ) from None
     config.to_yaml(folder / 'config.yaml')
     unchanged = ('stream_hash', 'start_hash', 'data', 'hardware', 'system', 'python', 'versions', 'commit')
     update_run_json(
         folder,
         status='stopped',
-        started=time.strftime('%Y-%m-%d %H:%M:%S'),
+        started=now(),
         config_hash=config.hash,
         parent=dict(run_dir=str(old.dir), at_step=at_step),
         **{key: old.info[key] for key in unchanged},
     )
     return folder
+
+
+def _copy_beginning(old: Run, at_step: int, folder: Path):
+    "Copy what two runs share: stream, sources, a checkpoint and the rows before it."
+    path, state = find_checkpoint(old.dir, at_step)
+    shared = state['part'] if state else 0
+    for kind in KINDS:
+        for number, part in list_parts(old.dir, kind).items():
+            if number < shared:
+                shutil.copy(part, folder)
+    for file in (old.dir / 'stream.parquet', *old.dir.glob('source-*.py'), *([path] if path else [])):
+        shutil.copy(file, folder)
 
 
 def _branched(old: Run, at_step: int, overrides: dict) -> Config:

@@ -6,7 +6,6 @@
 __all__ = ['Run', 'summarise', 'name_data', 'lend', 'load_model', 'hash_readouts', 'predict']
 
 # %% ../../nbs/81_finished.ipynb #f1000004
-import json
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from ..data.datasets import as_dataset, content_hash
 from ..data.transforms import View
 from ..measure import anytime, metrics
 from ..optim.averages import NearestClassMean
-from .folder import read_rows
+from .folder import check_hashes, read_rows, read_run_json
 from ..stream.stream import Stream
 from ..train.build import make_network
 from ..train.checkpoints import DAMAGE, load_checked
@@ -41,7 +40,7 @@ class Run:
 
     @cached_property
     def info(self) -> dict:  # all of `run.json`
-        return json.loads((self.dir / 'run.json').read_text(encoding='utf-8'))
+        return read_run_json(self.dir)
 
     @cached_property
     def config(self) -> Config:  # as it was; components of one's own are not looked up
@@ -200,7 +199,11 @@ def _read_model(done: Run, path: Path) -> dict:  # read-out -> its tensors
         saved = load_checked(path)
     except DAMAGE as e:
         raise ValueError(f'{path}: cannot be read ({e}); restore it, or run again') from None
-    expected = done.info.get('weights_hash') if path.name == 'model.pt' else None
+    if path.name == 'best.pt':
+        hashes = done.info.get('files', {})  # none before the run has finished
+        check_hashes(done.dir, {path.name: hashes[path.name]} if path.name in hashes else {})
+        return saved
+    expected = done.info.get('weights_hash')
     if expected is not None and hash_readouts(saved) != expected:
         raise ValueError(
             f'{path}: holds other weights than run.json says ({expected}); restore it, or run again'

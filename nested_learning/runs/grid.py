@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Grid', 'read_entries', 'check_entries', 'read_grid', 'Planned', 'check_importable', 'configure', 'plan',
-           'plan_runs', 'open_batch', 'log', 'Busy', 'lock_of', 'hold', 'is_held', 'Holder', 'read_holder',
-           'run_or_resume', 'read_progress', 'read_state', 'tabulate', 'collect']
+           'plan_runs', 'open_batch', 'log', 'Holder', 'read_holder', 'run_or_resume', 'read_progress', 'read_state',
+           'tabulate', 'collect']
 
 # %% ../../nbs/84_grid.ipynb #8950f501
 import itertools
@@ -14,24 +14,24 @@ import os
 import re
 import socket
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple, Optional, Union
 
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
-from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, ValidationError, model_validator
 
 from ..config.components import KIND_OF, ConfigError
 from ..config.load import KEYS, Config, load_config
 from ..config.reader import read_yaml
 from ..config.schema import AtLeastOne, Count, Section
-from ..core import write_text
+from ..core import use_threads, write_text
 from ..measure import metrics
 from . import experiment
 from .finished import Run
+from .folder import has_finished, is_held, lock_of, now, read_run_json, take
+from .store import make_frame
 from ..train.checkpoints import list_checkpoints
 from ..train.learner import Loop, StepDone
 
@@ -306,51 +306,9 @@ def log(
 ):
     "Add a line to `batch.log`."
     with open(Path(folder) / 'batch.log', 'a', encoding='utf-8') as f:
-        f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {socket.gethostname()} {os.getpid()} {text}\n')
+        f.write(f'{now()} {socket.gethostname()} {os.getpid()} {text}\n')
 
 # %% ../../nbs/84_grid.ipynb #1e73bbe4
-class Busy(RuntimeError):
-    "Raised when another process holds the lock of a run."
-
-
-def lock_of(
-    run_dir,  # folder of a run
-    kind: str = 'lock',  # 'lock' for training, 'claim' for executing the notebook
-) -> Path:
-    "Name a lock of a run."
-    return Path(run_dir).with_name(f'.{Path(run_dir).name}.{kind}')
-
-
-@contextmanager
-def hold(
-    path,  # of the lock; made, and never deleted
-    wait: float = 0.0,  # [seconds] to wait for it
-):
-    "Hold a lock inside a block."
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise Busy(f'{path}: held by another process; wait for it, or end it') from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(
-    path,  # of a lock
-) -> bool:  # does a process hold it?
-    "Look at a lock."
-    if not Path(path).exists():
-        return False
-    try:
-        with hold(path):
-            return False
-    except Busy:
-        return True
-
-
 class Holder(NamedTuple):
     "Name the process that trains a run, and how far it is."
 
@@ -386,18 +344,29 @@ def run_or_resume(
         return experiment.run(config, progress=progress)
     place = Path(config.run.run_dir)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with hold(lock_of(place), wait=10):
-        listeners = [_WriteHolder(place)]
-        if not (place / 'run.json').is_file():
-            _clear_early(place)
-            return experiment.run(config, listeners=listeners, progress=progress)
-        found = Run(place).info['config_hash']
-        if found != config.hash:
-            raise ConfigError(
-                f'run.run_dir = {str(place)!r}: holds a run of another configuration '
-                f'(hash {found}, this one has {config.hash}); name another folder'
-            )
-        return experiment.resume(place, listeners=listeners, progress=progress)
+    lock = take(lock_of(place), wait=10)
+    try:
+        with use_threads(config.run.threads):
+            return _go_on(config, place, lock, progress)
+    finally:
+        lock.release()
+
+
+def _go_on(config: Config, place: Path, lock, progress: bool) -> Run:
+    "Do with a folder, whose lock is held, what is left to be done."
+    if not (place / 'run.json').is_file():
+        _clear_early(place)
+        return experiment.start(config, lock).exhaust([_WriteHolder(place)], progress)
+    run = Run(place)
+    found = run.info['config_hash']
+    if found != config.hash:
+        raise ConfigError(
+            f'run.run_dir = {str(place)!r}: holds a run of another configuration '
+            f'(hash {found}, this one has {config.hash}); name another folder'
+        )
+    if has_finished(run.info['status']):
+        return run
+    return experiment.reopen(place, lock).exhaust([_WriteHolder(place)], progress)
 
 
 def _clear_early(place: Path):
@@ -430,23 +399,28 @@ class _Record(NamedTuple):
     "What the executed notebook of a run says."
 
     complete: bool
-    error: str  # its name; None: there was none
-    text: str
+    error: str = None  # its name; None: there was none
+    text: str = None
+    found: bool = True  # is there one?
 
 
 def _read_record(path: Path) -> _Record:
     "Read the executed notebook of a run."
     try:
-        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    except (OSError, ValueError, KeyError):
-        return _Record(False, None, None)
+        return _look_through(json.loads(path.read_text(encoding='utf-8'))['cells'])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not whole
+        return _Record(False, found=path.exists())
+
+
+def _look_through(cells: list) -> _Record:
+    "Find the error in the cells of a notebook, or that all were executed."
     code = [cell for cell in cells if cell['cell_type'] == 'code']
     for cell in code:
         for output in cell['outputs']:
             if output['output_type'] == 'error':
                 name = 'OSError' if _UNWRITTEN in output['evalue'] else output['ename']
                 return _Record(False, name, output['evalue'])
-    return _Record(bool(code) and code[-1]['execution_count'] is not None, None, None)
+    return _Record(bool(code) and code[-1]['execution_count'] is not None)
 
 
 def read_progress(
@@ -472,25 +446,33 @@ def read_state(
 ) -> dict:  # state, step, of, accuracy, seconds, error
     "Read the state of a run from its folder."
     place = Path(folder) / run.name
-    path = Path(folder) / f'{run.name}.ipynb'
-    info = {}
-    if (place / 'run.json').is_file():
-        info = json.loads((place / 'run.json').read_text(encoding='utf-8'))
     step, of = read_progress(folder, run)
     row = dict(state='waiting', step=step, of=of, accuracy=None, seconds=None, error=None)
+    if not claimed and (is_held(lock_of(place)) or is_held(lock_of(place, 'claim'))):
+        return row | dict(state='running')
+    try:
+        return row | _read_outcome(place, _read_record(Path(folder) / f'{run.name}.ipynb'))
+    except (OSError, ValueError, KeyError, TypeError) as e:  # whatever is wrong with one folder
+        return row | dict(state='damaged', error=f'{type(e).__name__}: {e}')
+
+
+def _read_outcome(place: Path, record: _Record) -> dict:
+    "Read what a run that nobody works on has come to."
+    row = {}
+    info = read_run_json(place) if (place / 'run.json').is_file() else {}
+    ended = has_finished(info.get('status', ''))
     if 'cost' in info:
         updates = info['cost']['updates']
         seconds = info['cost']['seconds']
         row |= dict(step=updates, of=updates, seconds=round(seconds['train'] + seconds['evaluate'], 1))
-    record = _read_record(path)
-    if not claimed and (is_held(lock_of(place)) or is_held(lock_of(place, 'claim'))):
-        row['state'] = 'running'
-    elif info.get('status') == 'finished' and record.complete:
-        row |= dict(state='finished', accuracy=metrics.average_accuracy(Run(place).R))
+    if ended:
+        accuracy = metrics.average_accuracy(Run(place).R)
+    if ended and record.complete:
+        row |= dict(state=info['status'], accuracy=accuracy)
     elif record.error and record.error not in _OUTSIDE:
         row |= dict(state='failed', error=f'{record.error}: {record.text}')
-    elif place.exists() or path.exists():
-        row['state'] = 'stopped'
+    elif place.exists() or record.found:
+        row |= dict(state='stopped')
     return row
 
 
@@ -508,12 +490,12 @@ def tabulate(
 
 # %% ../../nbs/84_grid.ipynb #ee69135c
 METRICS = ('accuracy', 'forgetting', 'learning_accuracy')
-_PROOF = ('stream_hash', 'weights_hash', 'config_hash', 'commit')
+_PROOF = ('status', 'stream_hash', 'weights_hash', 'config_hash', 'commit')
 
 
 def _result(planned: Planned, run: Run) -> dict:
     "Gather what one finished run contributes."
-    row = dict(id=planned.id, name=planned.name, method=run.config.continual_learning.method)
+    row = dict(id=planned.id, name=planned.name, method=planned.config.continual_learning.method)
     for key, value in planned.keys.items():
         if key != 'method':
             row[key] = json.dumps(value) if isinstance(value, (list, dict)) else value
@@ -521,7 +503,7 @@ def _result(planned: Planned, run: Run) -> dict:
         row |= {f'{reading}_{name}': metrics.METRICS[name](R) for name in METRICS}
     row |= {name: value for name, value in run.cost.items() if name != 'seconds'}
     row |= {f'{name}_seconds': value for name, value in run.cost['seconds'].items()}
-    return row | {name: run.info[name] for name in _PROOF}
+    return row | {name: run.info.get(name) for name in _PROOF}
 
 
 def collect(
@@ -531,6 +513,6 @@ def collect(
     "Gather the results of a batch."
     rows = []
     for planned in runs:
-        if read_state(folder, planned)['state'] == 'finished':
+        if has_finished(read_state(folder, planned)['state']):
             rows.append(_result(planned, Run(Path(folder) / planned.name)))
-    return pd.DataFrame(rows)
+    return make_frame(rows)

@@ -19,7 +19,7 @@ from ..config.schema import AtLeastOne, Count, Ratio, Real, Section
 from ..core import derive_seed, write_text
 from .engines import run_pool
 from .finished import Run
-from .folder import update_run_json
+from .folder import has_finished, update_run_json
 from .grid import Planned, check_entries, configure, plan, read_entries, read_state
 from ..train.build import build
 
@@ -248,8 +248,8 @@ def tune(
 def _judge(folder: Path, run: Planned, name: str, number: int) -> dict:
     "Read a trial, and mark its folder."
     state = read_state(folder, run)['state']
-    value = score(Run(folder / run.name)) if state == 'finished' else None
-    if (folder / run.name / 'run.json').is_file():
+    value = score(Run(folder / run.name)) if has_finished(state) else None
+    if state != 'damaged' and (folder / run.name / 'run.json').is_file():
         update_run_json(folder / run.name, tuning=dict(search=name, trial=number, holdout_accuracy=value))
     return dict(state=state, holdout_accuracy=value)
 
