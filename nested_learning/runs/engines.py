@@ -43,6 +43,11 @@ class _SameInterpreter(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])  # what is left is ipykernel's own `python3`
 
 
+def _literal(path: Path) -> str:
+    "Write a path for papermill, which fills in what stands in braces."
+    return str(path).replace('{', '{{').replace('}', '}}')
+
+
 def _execute_notebook(target: Path, sections: dict) -> str:
     "Execute the notebook of a run; give the error that ended it, or an empty text."
     import papermill
@@ -51,8 +56,8 @@ def _execute_notebook(target: Path, sections: dict) -> str:
     try:
         with tempfile.TemporaryDirectory(prefix='nl-', ignore_cleanup_errors=True) as d:
             papermill.execute_notebook(
-                NOTEBOOK,
-                target,
+                _literal(NOTEBOOK),
+                _literal(target),
                 sections,
                 kernel_name='python3',
                 progress_bar=False,
