@@ -404,8 +404,9 @@ def _check_target(config: Config):
     try:
         if Path(target).is_dir():
             raise IsADirectoryError('it is a folder; give the name of a file')
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=Path(target).parent):
+        folder = Path(target).resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as e:
         raise ConfigError(f'evaluation.model_save_path = {target!r}: cannot be written ({e})') from None
