@@ -23,7 +23,8 @@ import nested_learning.runs.experiment
 import nested_learning.train.checkpoints
 import nested_learning.train.learner
 from nested_learning.config.load import load_config
-from nested_learning.runs.experiment import Run, resume, run
+from nested_learning.runs.experiment import resume, run
+from nested_learning.runs.finished import Run
 from nested_learning.train.learner import StepDone
 
 POINTS = {  # kind -> how many times it happens before the kill

@@ -16,8 +16,10 @@ import yaml
 from conftest import ROOT
 
 from nested_learning.config.load import load_config
-from nested_learning.runs.experiment import Run, run
-from nested_learning.runs.grid import is_held, lock_of, open_batch, plan_runs, read_holder, read_state
+from nested_learning.runs.experiment import run
+from nested_learning.runs.finished import Run
+from nested_learning.runs.folder import is_held, lock_of
+from nested_learning.runs.grid import open_batch, plan_runs, read_holder, read_state
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 # as the installed command begins: without the current folder among those of modules
@@ -421,6 +423,31 @@ def test_one_run_by_hand(tmp_path):
         'run: every', 'every'
     )
     assert 'memory_size: int or str' in said and 'images in the replay memory' in said
+
+
+def test_report_shows_names_as_they_are(tmp_path):
+    "Names of folders mean nothing in the HTML, Markdown and LaTeX of a report."
+    evil = '<img src=x onerror=alert(1)> `|$x$ & 5%'
+    for method in ('fine_tune', 'er'):
+        for seed in range(2):
+            keys = dict(SMALL, method=method, seed=seed, updates_per_batch=1, checkpoint_every=0, threads=1)
+            if method == 'fine_tune':
+                del keys['memory_size']
+            run(load_config(**keys, run_dir=str(tmp_path / evil / f'{method}{seed} {evil}')), progress=False)
+    (tmp_path / evil / 'half').mkdir()
+    (tmp_path / evil / 'half/run.json').write_text(evil)
+    (tmp_path / evil / f'er0 {evil}' / f'{evil}.txt').write_text('mine')
+    words = ('-p', 'store', tmp_path, '-p', 'out', tmp_path / 'out')
+    done = papermill(ROOT / 'nbs/runs/report.ipynb', tmp_path / 'report.ipynb', *words)
+    assert done.returncode == 0, done.stderr
+    shown = dict(html='', markdown='')
+    for cell in json.loads((tmp_path / 'report.ipynb').read_text())['cells']:
+        for output in cell.get('outputs', []):
+            for kind in shown:
+                shown[kind] += ''.join(output.get('data', {}).get(f'text/{kind}', ''))
+    for kind, text in shown.items():
+        assert 'onerror' in text and '<img' not in text, kind
+    assert '`|$x$' not in shown['markdown']
 
 
 def test_installed_without_the_repository(clone, tmp_path):

@@ -22,7 +22,8 @@ from PIL import Image
 from torchvision.datasets import VisionDataset
 
 from nested_learning.config.load import ConfigError, load_config
-from nested_learning.runs.experiment import Run, bring, load_model, resume, run, start
+from nested_learning.runs.experiment import bring, resume, run, start
+from nested_learning.runs.finished import Run, load_model
 from nested_learning.runs.store import Store
 from nested_learning.see.live import LiveRun
 from nested_learning.train.build import load_data

@@ -1,4 +1,5 @@
-"""A killed run goes on as if nothing had happened: one kill of each kind; thirty by `tests/kills.py`."""
+"""A killed run goes on as if nothing had happened: one kill of each kind; sixty by `tests/kills.py`. Kills by
+the clock, signals and full disks by `tests/faults.py`."""
 
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 KILLS = Path(__file__).parent / 'kills.py'
+FAULTS = KILLS.with_name('faults.py')
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(KILLS.parent.parent))
 
 
@@ -26,3 +28,10 @@ def test_all_kills():
     assert done.returncode == 0 and done.stdout.count('killed, resumed to the same') == 60, (
         done.stdout + done.stderr
     )
+
+
+@pytest.mark.slow
+def test_faults():
+    done = subprocess.run([sys.executable, FAULTS], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and 'all as it should be' in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count('resumed to the same') >= 35

@@ -26,6 +26,8 @@ from ...config.load import KEYS, load_config
 from ...data.transforms import View
 from ...measure import metrics
 from ...runs import experiment
+from ...runs.finished import Run
+from ...runs.folder import has_finished
 from ...runs.store import Store
 from ..cockpit import complain
 from ..panels import Figure, Muted, Panel, close_all, take_cell, tile
@@ -76,12 +78,12 @@ def _find_runs(
     "List the runs that can be looked at."
     store = _open_store(folder)
     frame = store.frame()
-    if not len(frame) or not (frame.status == 'finished').any():
+    if not len(frame) or not frame.status.map(has_finished).any():
         raise ValueError(
             f'The folder {folder!r} holds no finished run. '
             'Type the folder of a comparison or a batch, such as _runs'
         )
-    frame = frame[frame.status == 'finished'].set_index('run', drop=False)
+    frame = frame[frame.status.map(has_finished)].set_index('run', drop=False)
     for word in words.split():
         key, equals, value = word.partition('=')
         if equals and key not in frame:
@@ -105,10 +107,7 @@ def _plot_runs(
     "Draw the curves of some runs, and their final numbers beside them."
     end = '' if column == 'class_il' else '_task'
     evaluations = pd.concat(
-        [
-            experiment.Run(place).evaluations.assign(method=run, seed=0)
-            for run, place in zip(frame.run, frame.dir)
-        ],
+        [Run(place).evaluations.assign(method=run, seed=0) for run, place in zip(frame.run, frame.dir)],
         ignore_index=True,
     )
     names = 'accuracy', 'forgetting', 'learning_accuracy'
@@ -151,7 +150,7 @@ def _ask(
     after: int,  # task just learned
 ) -> SimpleNamespace:  # labels (N,), answers (N,) classes, images (N, C, H, W) uint8, task_classes, names
     "Ask a run about all test images, as it was at the end of a task."
-    run = experiment.Run(place)
+    run = Run(place)
     paths = sorted(run.dir.glob('checkpoint-*-task.pt'))
     if after >= len(paths):
         raise ValueError(
@@ -300,7 +299,7 @@ def _describe(
         raise ValueError(
             f'{len(chosen)} runs are chosen. Choose 1 to {_MOST} in the list; hold Ctrl or Shift for several'
         )
-    run = experiment.Run(frame.dir[settings['run'] if settings['run'] in chosen else chosen[0]])
+    run = Run(frame.dir[settings['run'] if settings['run'] in chosen else chosen[0]])
     place, last, task = str(run.dir), len(run.R) - 1, min(settings['task'], len(run.R) - 1)
     name = Path(place).name
     matrix = plot_matrix(run.R, f'{name}: accuracy after each task', run.R_task).update_layout(width=None)
@@ -362,7 +361,7 @@ def _adjust(
     frame = _find_runs(wanted['folder'], wanted['words'])
     _offer(controls.runs, list(frame.run), wanted['runs'])
     _offer(controls.run, list(controls.runs.value), wanted['run'])
-    tasks = len(experiment.Run(frame.dir[controls.run.value]).R)
+    tasks = len(Run(frame.dir[controls.run.value]).R)
     _offer(controls.task, [(f'task {t}', t) for t in range(tasks)], wanted['task'])
 
 # %% ../../../nbs/96_apps_results.ipynb #eb10f456
