@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Real', 'Positive', 'NotNegative', 'Ratio', 'Count', 'AtLeastOne', 'Side', 'Name', 'STRATEGIES', 'OOD_POLICIES',
-           'RATIOS', 'REALISM', 'ALLOWED', 'OPTIONS', 'Section', 'NetworkOptions', 'Model', 'DatasetOptions', 'Data',
-           'Training', 'Averages', 'StreamOptions', 'ContinualLearning', 'Evaluation', 'KnobSetting', 'RunSection']
+           'RATIOS', 'REALISM', 'ALLOWED', 'OPTIONS', 'SECTIONS', 'KEYS', 'Section', 'NetworkOptions', 'Model',
+           'DatasetOptions', 'Data', 'Training', 'Averages', 'StreamOptions', 'ContinualLearning', 'Evaluation',
+           'KnobSetting', 'RunSection']
 
 # %% ../../nbs/01_schema.ipynb #82091aba
 from typing import Annotated, Any, Literal, Optional, Union
@@ -410,3 +411,14 @@ OPTIONS = {
     'domain': 'domains',
     'table': 'path',
 }  # schedule -> the option it has
+
+# %% ../../nbs/01_schema.ipynb #e75a6edf
+SECTIONS = dict(
+    model=Model,
+    data=Data,
+    training=Training,
+    continual_learning=ContinualLearning,
+    evaluation=Evaluation,
+    run=RunSection,
+)
+KEYS = {key: section for section, cls in SECTIONS.items() for key in cls.model_fields}

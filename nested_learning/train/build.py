@@ -12,8 +12,10 @@ import warnings
 import numpy as np
 import torch
 
-from ..config.components import ConfigError, find
-from ..config.load import PRESETS, Config, data_contradictions, network_class, takes
+from ..config.components import ConfigError, find, network_class
+from ..config.contradictions import data_contradictions
+from ..config.load import PRESETS, Config
+from ..config.options import takes
 from ..core import generator, pick_device, seeded
 from nested_learning.data.datasets import (
     Dataset,
