@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from ..config.components import KIND_OF, ConfigError, find, give, keep
-from ..config.load import KEYS, Config, load_config, saved_config
+from ..config.load import KEYS, Config, load_config, load_shared, saved_config
 from ..core import hash_tensors, pick_device, use_threads, write_atomic, write_text
 from ..data.datasets import as_dataset, content_hash
 from ..data.transforms import View
@@ -248,7 +248,7 @@ def bring(
     given = {key: value for key, value in given.items() if value is not None}
     if optimizer is not None:
         given['inner'] = optimizer
-        if load_config(config, **given).training.optimizer != 'NestedOptimizer':
+        if load_shared(config, **given).training.optimizer != 'NestedOptimizer':
             given['optimizer'] = optimizer
     return config if isinstance(config, Config) and not given else load_config(config, **given)
 

@@ -16,7 +16,7 @@ import ipywidgets as W
 import pandas as pd
 from IPython import get_ipython
 
-from ..config.load import Config, ConfigError, load_config
+from ..config.load import Config, ConfigError, load_config, load_shared
 from ..config.schema import RATIOS
 from ..runs.experiment import bring, start
 from ..runs.folder import KINDS
@@ -150,7 +150,7 @@ class Pair:
 
     def _configure(self) -> Config:
         "Give the configuration that is asked for; raise where it is impossible."
-        return bring(load_config(self.base, **self.asked), optimizer=self.optimizer)
+        return bring(load_shared(self.base, **self.asked), optimizer=self.optimizer)
 
 # %% ../../nbs/95_cockpit.ipynb #83a0000c
 BUTTONS = dict(  # name -> text, icon, tooltip
