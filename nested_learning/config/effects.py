@@ -52,10 +52,7 @@ def _idle_keys(c, given: dict):  # of (key, why)
 def _idle_levels(c):
     "List what only levels have, and what they make of other keys."
     m, t = c.model, c.training
-    if t.optimizer == 'NestedOptimizer':
-        if t.level_lr is not None and not _has_own_head(m):
-            yield 'training.learning_rate', 'level_lr gives each level its own'
-    else:
+    if t.optimizer != 'NestedOptimizer':
         why = f'the optimizer ({t.optimizer}) is flat and has no levels'
         for key in ('periods', 'head_period', 'network_options.levels', 'network_options.reset'):
             yield f'model.{key}', why
@@ -68,11 +65,6 @@ def _idle_levels(c):
             yield 'training.inner', f'the optimizer ({t.optimizer}) is flat and stands alone'
     if not t.use_amp:
         yield 'training.amp_dtype', 'use_amp = false'
-
-
-def _has_own_head(m) -> bool:
-    "Does the classifier have a period, and so a learning rate, of its own?"
-    return m.network_options.levels == 'blocks' and m.head_period != m.periods[0]
 
 # %% ../../nbs/06_effects.ipynb #121cf716
 def _idle_data(c):
