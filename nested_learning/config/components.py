@@ -15,6 +15,7 @@ import inspect
 import json
 import linecache
 import pkgutil
+import sys
 import textwrap
 import types
 from pathlib import Path
@@ -23,16 +24,30 @@ from pathlib import Path
 class ConfigError(ValueError):
     "Raised for a wrong configuration; its text has one line for each wrong key."
 
+    def __init__(self, text: str):
+        super().__init__('\n'.join(_readable(line) for line in text.split('\n')))
+
     def _render_traceback_(self):  # IPython asks for this
         return [f'ConfigError: {self}']
+
+
+def _readable(line: str) -> str:
+    "Escape what cannot be printed, and shorten a line that nobody would read."
+    line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= 2000 else f'{line[:1500]} ... {line[-300:]}'
 
 
 def show_value(
     value,  # of a key
 ) -> str:
-    "Write a value for an error: as in YAML where that is possible."
-    plain = value is None or isinstance(value, (bool, int, float, list, dict))
-    return json.dumps(value, default=str) if plain else repr(value)
+    "Write a value for an error: on one line, not too long, as in YAML where that is possible."
+    try:
+        plain = value is None or isinstance(value, (bool, int, float, list, dict))
+        text = json.dumps(value, default=repr) if plain else repr(value)
+    except (TypeError, ValueError, RecursionError):  # odd keys, a value that holds itself, or a huge one
+        text = f'a {type(value).__name__} that cannot be written'
+    text = ' '.join(text.split())
+    return text if len(text) <= 200 else f'{text[:150]} ... {text[-30:]}'
 
 # %% ../../nbs/02_components.ipynb #a4ae8d13
 TABLES = {  # kind -> short name -> path; or the path of a table
@@ -79,6 +94,14 @@ KIND_OF = {  # key of a configuration -> kind of component that it names
 
 # %% ../../nbs/02_components.ipynb #554bf525
 _GIVEN = {}  # name -> object that was given from Python
+_SHAPES = {  # kind -> what a component must have, and what it is then
+    'method': ('objective', 'a subclass of Method'),
+    'optimizer': ('step', 'a class of optimizer'),
+    'knob': ('locked', 'a knob'),
+    'metric': ('__call__', 'a function of an accuracy matrix'),
+    'network': ('__call__', 'a class or function that makes a network'),
+    'augmentation': ('__call__', 'a function of images'),
+}
 
 
 def table(
@@ -94,6 +117,15 @@ def find(
     name: str,  # short name, path, or name of a library's
 ):  # class, function or other object
     "Find the component that a name leads to."
+    found = _look_up(kind, name)
+    attribute, words = _SHAPES.get(kind, ('__class__', ''))
+    if not hasattr(found, attribute):
+        raise ConfigError(f'{show_value(name)}: leads to {show_value(found)}, which is not {words}')
+    return found
+
+
+def _look_up(kind: str, name: str):
+    "Find what a name leads to, whatever that is."
     if name in _GIVEN:
         return _GIVEN[name]
     own = table(kind)
@@ -104,7 +136,7 @@ def find(
         return _import(kind, name)
     found = _from_library(kind, name)
     if found is None:
-        raise ConfigError(f'{name!r}: no {kind} of that name; {_advice(kind, name, own)}')
+        raise ConfigError(f'{show_value(name)}: no {kind} of that name; {_advice(kind, name, own)}')
     return found
 
 
@@ -115,8 +147,9 @@ def _import(kind: str, path: str):
         part.isidentifier() for part in (*module.split('.'), *attribute.split('.'))
     ):
         raise ConfigError(
-            f'{path!r}: this {kind} was defined in a notebook or given as an object, and this process does '
-            f'not have it; give the object itself, such as {kind.split()[0]}=..., or put it into a module'
+            f'{show_value(path)}: this {kind} was defined in a notebook or given as an object, and this '
+            'process does not have it; give the object itself, such as '
+            f'{kind.split()[0]}=..., or put it into a module'
         )
     try:
         return pkgutil.resolve_name(path)
@@ -221,8 +254,7 @@ def source_of(
     component = find(kind, name)
     if not callable(component):
         return getattr(component, 'source', None) or name
-    module = importlib.import_module(component.__module__)
-    file = getattr(module, '__file__', None)
+    file = getattr(sys.modules.get(component.__module__), '__file__', None)
     if component.__module__ != '__main__' and file and '<locals>' not in component.__qualname__:
         return Path(file).read_text(encoding='utf-8')
     return '\n\n'.join(_collect_sources(component))
@@ -259,7 +291,7 @@ def _functions_in(item) -> list:
     if isinstance(item, types.FunctionType):
         return [item]
     found = []
-    for value in vars(item).values():
+    for value in getattr(item, '__dict__', {}).values():  # those of C have none
         value = getattr(value, '__func__', None) or getattr(value, 'fget', None) or value
         value = getattr(value, '__wrapped__', value)
         if isinstance(value, types.FunctionType):

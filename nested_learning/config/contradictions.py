@@ -91,10 +91,11 @@ def _network_contradictions(
     where = f'network = {m.network}, use_nested_learning = {show_value(m.use_nested_learning)}'
     options = o.model_dump(exclude={'levels'}, exclude_none=True)
     for key, value in options.items():
+        said = f'model.network_options.{key} = {show_value(value)}'
         if key in KEYS:
-            yield f'model.network_options.{key} = {value}: is set by {KEYS[key]}.{key}; give it there'
+            yield f'{said}: is set by {KEYS[key]}.{key}; give it there'
         elif not takes_option(network, key):
-            yield f'model.network_options.{key} = {value}: has no meaning for {where}; leave it out'
+            yield f'{said}: has no meaning for {where}; leave it out'
     yield from _misfits('model.network_options', options, kinds_of(network))
     if o.order is not None and m.aggregate == 'independent':
         yield f'model.network_options.order = {o.order}: has no meaning for aggregate = independent'

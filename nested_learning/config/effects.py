@@ -94,14 +94,15 @@ def _idle_memory(c, given: dict):
 
 
 def _idle_averages(c):
-    "List what only several averages, or averages of batch norm, have."
+    "List what only several averages, or averages of batch norm, have; a group often says it in full."
     a, norm = c.continual_learning.consolidation, c.model.network_options.norm
     if a is None:
         return
     if len(a.windows) == 1:
-        for key in ('cascaded', 'readout'):
-            yield f'continual_learning.consolidation.{key}', 'there is one window only'
-    if norm not in (None, 'batch'):
+        for key, usual in (('cascaded', False), ('readout', 'last')):
+            if getattr(a, key) != usual:
+                yield f'continual_learning.consolidation.{key}', 'there is one window only'
+    if norm not in (None, 'batch') and a.buffers != 'average':
         yield 'continual_learning.consolidation.buffers', f'there is no batch norm (norm = {norm})'
 
 # %% ../../nbs/06_effects.ipynb #d29aa605

@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'Config', 'load_config', 'load_shared', 'saved_config', 'p
 import difflib
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import yaml
@@ -25,7 +26,7 @@ from nested_learning.config.components import (
 )
 from .contradictions import contradictions
 from .effects import asked_for, without_effect
-from .reader import parse_yaml, read_yaml
+from .reader import check_nesting, parse_yaml, read_yaml
 from nested_learning.config.schema import (
     ALLOWED,
     KEYS,
@@ -367,7 +368,13 @@ def _written(base) -> dict:
         return {}
     if isinstance(base, Config):
         return base.given
-    return base if isinstance(base, dict) else _read(base)
+    if isinstance(base, dict):
+        return _once(base)
+    if isinstance(base, (str, Path)):
+        return _read(base)
+    raise ConfigError(
+        f'config = {show_value(base)}: must be the path of a YAML file, a dictionary of keys, or a Config'
+    )
 
 
 def _named_components(c: Config):  # of (key, kind, name)
@@ -393,7 +400,10 @@ def _sources(c: Config) -> dict:
     "Gather the source text of each component that is not ours."
     texts = {}
     for key, kind, name in _named_components(c):
-        text = source_of(kind, name)
+        try:
+            text = source_of(kind, name)
+        except ConfigError as e:
+            raise ConfigError(f'{KEYS[key]}.{key} = {show_value(name)}: {e}') from None
         if text:
             several = key == 'metrics'
             texts[f'{key}-' + name.replace(':', '.') if several else key] = text  # part of a file's name
@@ -403,8 +413,14 @@ def _sources(c: Config) -> dict:
 def _read(
     path,  # YAML file
 ) -> dict:  # keys and sections, as written
-    "Read a configuration file; a key beside the section that holds it, too, is refused."
-    values = read_yaml(path, 'config')
+    "Read a configuration file."
+    return _once(read_yaml(path, 'config'))
+
+
+def _once(
+    values: dict,  # keys and sections, as written
+) -> dict:  # the same
+    "Refuse a key beside the section that holds it, too."
     for section in SECTIONS:
         for key in values[section] if isinstance(values.get(section), dict) else ():
             if key in values:
@@ -426,8 +442,10 @@ def _collect(
 ) -> dict:  # section -> values
     "Sort flat keys and sections into sections."
     given, wrong = {s: {} for s in SECTIONS}, []
-    for name, value in values.items():
-        if name in SECTIONS:
+    for name, value in sorted(values.items(), key=lambda item: item[0] not in SECTIONS):  # flat keys win
+        if unfit := _unfit(name, value):
+            wrong.append(unfit)
+        elif name in SECTIONS:
             if isinstance(value, dict):
                 given[name].update({key: _named(key, own) for key, own in value.items()})
             elif value is not None:
@@ -442,6 +460,17 @@ def _collect(
             wrong.append(_unknown(name, value, [*KEYS, *SECTIONS]))
     _refuse(wrong)
     return given
+
+
+def _unfit(name, value) -> str:
+    "Say why something cannot stand in a configuration, whatever its key; '' if it can."
+    if not isinstance(name, str):
+        return f'{show_value(name)} = {show_value(value)}: keys must be text'
+    try:
+        check_nesting(value)
+    except ValueError as e:
+        return f'{name} = {show_value(value)}: {e}'
+    return ''
 
 
 def _named(key: str, value):
@@ -480,7 +509,7 @@ def _parse(
     ):
         return value
     try:
-        return parse_yaml(value)
+        return parse_yaml(value) if value.strip() else value
     except ValueError:
         return value  # the check says what is allowed
 
