@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, Validati
 
 from ..config.components import KIND_OF, ConfigError
 from ..config.load import KEYS, Config, load_config, load_shared
-from ..config.reader import read_yaml
+from ..config.reader import check_nesting, read_yaml
 from ..config.schema import AtLeastOne, Count, Section
 from ..core import write_text
 from ..measure import metrics
@@ -60,8 +60,8 @@ class Grid(Section):
     base: dict = Field({}, description='a YAML file, or keys and sections')
     grid: _Lists = Field({}, description='key: [values], such as {method: [er, mir]}')
     zip: _Lists = Field({}, description='key: [values], such as {batch_size: [10, 20]}')
-    seeds: Union[AtLeastOne, _Seeds] = Field(
-        1, description='a list of integers from 0 on, such as [0, 1, 2], or how many'
+    seeds: Union[Annotated[AtLeastOne, Field(le=10_000)], _Seeds] = Field(
+        1, description='a list of integers from 0 on, such as [0, 1, 2], or how many, 10,000 at most'
     )
     exclude: list[_Combination] = Field(
         [], description='a list of combinations, such as [{method: er, seed: 1}]'
@@ -146,6 +146,10 @@ def check_entries(
 ) -> Section:  # of that model
     "Check the entries of a file; one that holds nothing counts as left out."
     given = {k: v for k, v in entries.items() if v is not None or k not in model.model_fields}
+    try:
+        check_nesting(given)
+    except ValueError as e:
+        raise ConfigError(f'{what}: {e}') from None
     try:
         return model.model_validate(given)
     except ValidationError as e:
