@@ -89,14 +89,7 @@ def _network_contradictions(
     network, o = network_class(m.network, m.use_nested_learning), m.network_options
     blocks = m.use_nested_learning and getattr(network, 'has_blocks', False)
     where = f'network = {m.network}, use_nested_learning = {show_value(m.use_nested_learning)}'
-    options = o.model_dump(exclude={'levels'}, exclude_none=True)
-    for key, value in options.items():
-        said = f'model.network_options.{key} = {show_value(value)}'
-        if key in KEYS:
-            yield f'{said}: is set by {KEYS[key]}.{key}; give it there'
-        elif not takes_option(network, key):
-            yield f'{said}: has no meaning for {where}; leave it out'
-    yield from _misfits('model.network_options', options, kinds_of(network))
+    yield from _option_contradictions(network, o, where)
     if o.order is not None and m.aggregate == 'independent':
         yield f'model.network_options.order = {o.order}: has no meaning for aggregate = independent'
     if o.reset is not None and o.levels != 'blocks':
@@ -122,6 +115,18 @@ def _network_contradictions(
             f'model.head_period = {m.head_period}: with levels = {o.levels} the classifier moves with the '
             f'fastest level, of period {m.periods[0]}; give that'
         )
+
+
+def _option_contradictions(network, o, where: str):
+    "List options that a network does not take, or of a wrong type."
+    options = o.model_dump(exclude={'levels'}, exclude_none=True)
+    for key, value in options.items():
+        said = f'model.network_options.{key} = {show_value(value)}'
+        if key in KEYS:
+            yield f'{said}: is set by {KEYS[key]}.{key}; give it there'
+        elif not takes_option(network, key):
+            yield f'{said}: has no meaning for {where}; leave it out'
+    yield from _misfits('model.network_options', options, kinds_of(network))
 
 # %% ../../nbs/05_contradictions.ipynb #dbb3d721
 def _method_contradictions(
