@@ -131,7 +131,7 @@ def in_child(task):
 
 
 def configuration(method, run_dir):
-    return load_config(**SMALL, method=method, run_dir=str(run_dir))
+    return load_config(SMALL, method=method, run_dir=str(run_dir))
 
 
 def check_same(run_dir, whole_dir):

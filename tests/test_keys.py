@@ -27,6 +27,7 @@ SMALL = dict(
 )
 CNN = dict(network='nested_cnn', base_channels=4)
 HELD = dict(holdout=0.2, eval_every=10)
+FLAT = dict(use_nested_learning=False, periods=None)
 AVERAGES = dict(method='nested_consolidated')
 TWO = dict(AVERAGES, consolidation={'windows': [0.1, 0.5], 'periods': [1, 2]})
 GROUPS = {
@@ -103,7 +104,11 @@ EFFECTS = {
     'training.on_nonfinite': ('survives', 'skip', dict(learning_rate=1e30)),
     'training.log_optimizer_stats_freq': ('rows', 3, {}),
     'continual_learning.method': ('weights', 'er_ace', {}),
-    'continual_learning.method_options': ('weights', {'strength': 30.0}, dict(method='ewc')),
+    'continual_learning.method_options': (
+        'weights',
+        {'strength': 30.0},
+        dict(method='ewc', **FLAT, memory_size=0),
+    ),
     'continual_learning.memory_size': ('weights', '2.5kB', {}),
     'continual_learning.memory_policy': ('weights', 'window', {}),
     'continual_learning.replay_batch_size': ('weights', 7, {}),
@@ -114,7 +119,7 @@ EFFECTS = {
     'continual_learning.consolidation.buffers': (
         'averages',
         'copy',
-        dict(CNN, method='consolidated', use_nested_learning=False),
+        dict(CNN, method='consolidated', **FLAT),
     ),
     'continual_learning.consolidation.readout': ('rows', 'mean', TWO),
     'continual_learning.readout': ('rows', 'nearest_mean', {}),
@@ -182,18 +187,17 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def go(tmp_path_factory, pictures):
-    "Run a configuration once; the same one again is not run twice."
+    "Run a configuration, perhaps with a change, once; the same one again is not run twice."
     done, root, numbers = {}, tmp_path_factory.mktemp('runs'), itertools.count()
 
-    def once(**keys):
-        name = str(sorted(keys.items(), key=str))
+    def once(change={}, **keys):
+        name = str(sorted({**keys, **change}.items(), key=str))
         if name not in done:
-            if keys.get('dataset_name') == 'ImageFolder':
+            if 'ImageFolder' in (keys.get('dataset_name'), change.get('dataset_name')):
                 keys.setdefault('data_dir', str(pictures))
+            keys.setdefault('run_dir', str(root / f'run{next(numbers)}'))
             with quiet():
-                done[name] = run(
-                    load_config(**{'run_dir': str(root / f'run{next(numbers)}'), **keys}), progress=False
-                )
+                done[name] = run(load_config(keys, **change), progress=False)
         return done[name]
 
     return once
@@ -213,13 +217,10 @@ def nested(key, value):
 
 
 def merged(others, change):
-    "Add a change to what else is needed, inside groups too."
+    "Complete the groups of a change by what else is needed in them."
     return {
-        **others,
-        **{
-            k: {**others[k], **v} if isinstance(v, dict) and isinstance(others.get(k), dict) else v
-            for k, v in change.items()
-        },
+        k: {**others[k], **v} if isinstance(v, dict) and isinstance(others.get(k), dict) else v
+        for k, v in change.items()
     }
 
 
@@ -254,7 +255,7 @@ def test_effect(key, go, tmp_path, pictures):
         change = dict(use_nested_learning=False)
     else:
         change = nested(key, value)
-    before, after = go(**others), go(**merged(others, change))
+    before, after = go(**others), go(merged(others, change), **others)
     same = before.weights_hash == after.weights_hash
     if effect in ('weights', 'averages'):
         assert not same
@@ -288,7 +289,8 @@ def test_refused(key, go, tmp_path, pictures):
         assert load_data(allowed).skipped
         needs = dict(needs, data_dir=str(bad))
     with pytest.raises((ConfigError, ValueError)), quiet():
-        build(load_config(**merged({**SMALL, **needs}, nested(key, value))))
+        others = {**SMALL, **needs}
+        build(load_config(others, **merged(others, nested(key, value))))
 
 
 def test_the_others(go, tmp_path, pictures, monkeypatch):
@@ -305,7 +307,7 @@ def test_the_others(go, tmp_path, pictures, monkeypatch):
 
     def learner(**keys):
         with quiet():
-            return build(load_config(**{**SMALL, **keys}))
+            return build(load_config(SMALL, **keys))
 
     assert learner(**CNN, gradient_checkpointing=True).method.model.stages[0].layers[0].checkpointing
     assert (

@@ -36,7 +36,7 @@ def learner(method, **keys):
     options = dict(method_options={'epochs': 2}) if method == 'gdumb' else {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return build(load_config(**{**SMALL, **options, **keys}, method=method))
+        return build(load_config({**SMALL, **options}, **keys, method=method))
 
 
 def answers(learner):

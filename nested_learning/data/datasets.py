@@ -106,6 +106,7 @@ class Known:
     needs_data_dir: bool = False  # must be told where its files are
     options: tuple = ()  # of a loader of image files, besides data_dir, image_size and pin_memory
     smallest_class: int | None = None  # training images of the class that has fewest
+    embedded: bool = False  # does it come with a library, so that there is no folder to read?
 
     @property
     def holdout(self) -> float:  # share of the training images that is usually held out
@@ -115,7 +116,7 @@ class Known:
 _FOLDER_OPTIONS = ('in_memory', 'num_workers', 'prefetch_factor', 'max_bad', 'test_share', 'split_seed')
 
 DATASETS = {  # name -> what is known
-    'digits': Known(_load_digits, 10, 1, (8, 8), 1437, augment='crop', smallest_class=139),
+    'digits': Known(_load_digits, 10, 1, (8, 8), 1437, augment='crop', smallest_class=139, embedded=True),
     'FashionMNIST': Known(
         partial(_load_torchvision, 'FashionMNIST'), 10, 1, (28, 28), 60_000, smallest_class=6000
     ),

@@ -9,15 +9,14 @@ __all__ = ['REDUCTIONS', 'level_step', 'check_finite', 'ExactOptimizer', 'check_
 import difflib
 import inspect
 import math
-import types
-import typing
 from contextlib import contextmanager
 from copy import deepcopy
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from ..config.options import fits, in_words, kinds_of
 from ..core import check_count
 from ..model.cms import check_choice
 
@@ -116,72 +115,6 @@ def _options_of(
     return dict(list(inspect.signature(inner_class).parameters.items())[1:])
 
 
-def _kind_of(
-    option: inspect.Parameter,  # of a constructor
-    hints: dict,  # name -> annotation, evaluated
-):  # annotation: `bool`, `float | None`, `tuple[float, float]`, ...; `Any` if there is nothing to go by
-    "Find out what an option may be: as annotated, else of the type of its default."
-    if option.name in hints:
-        kind = hints[option.name]
-        return typing.Optional[kind] if option.default is None else kind
-    return _kind_of_default(option.default)
-
-
-def _kind_of_default(default):
-    "Read the kind of an option off its default."
-    if isinstance(default, (bool, str)):
-        return type(default)
-    if isinstance(default, Real):
-        return float
-    if isinstance(default, (tuple, list)) and default:
-        return tuple[tuple(_kind_of_default(value) for value in default)]
-    return typing.Any
-
-
-def _fits(value, kind) -> bool:
-    "Is a value what an annotation says? A tensor of one element counts as a number."
-    origin = typing.get_origin(kind)
-    parts = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple or kind is tuple:
-        if not isinstance(value, (tuple, list)):
-            return False
-        if not parts:
-            return True
-        if parts[-1] is ...:
-            return all(_fits(x, parts[0]) for x in value)
-        return len(value) == len(parts) and all(map(_fits, value, parts))
-    if kind is float:
-        single = isinstance(value, Tensor) and value.numel() == 1
-        number = single or (isinstance(value, Real) and not isinstance(value, bool))
-        return number and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
-    if kind in (bool, str, Tensor, type(None)):
-        return isinstance(value, kind)
-    return True
-
-
-def _in_words(kind) -> str:
-    "Describe what an annotation allows."
-    origin = typing.get_origin(kind)
-    parts = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return ' or '.join(_in_words(part) for part in parts)
-    if origin is tuple and parts[-1] is not ...:
-        return f'a list of {len(parts)}: ' + ', '.join(_in_words(part) for part in parts)
-    words = {
-        bool: 'true or false',
-        int: 'a whole number',
-        float: 'a finite number',
-        str: 'a string',
-        Tensor: 'a tensor',
-        type(None): 'null',
-    }
-    return words.get(kind, 'a list')
-
-
 def check_inner_options(
     inner_class: type,  # of an optimizer, such as `torch.optim.AdamW`
     options: dict,  # name -> value, for its constructor
@@ -199,16 +132,12 @@ def check_inner_options(
         raise ValueError(f'{key} = {value!r}: unknown option; allowed are {", ".join(allowed)}{hint}')
     if 'lr' in options:
         check_finite('lr', options['lr'])
-    try:
-        hints = typing.get_type_hints(inner_class.__init__)
-    except (NameError, TypeError, AttributeError):  # written for readers only
-        hints = {}
+    kinds = kinds_of(inner_class)
     for key, value in options.items():
         if key not in known or key in beside:
             continue
-        kind = _kind_of(known[key], hints)
-        if not _fits(value, kind):
-            raise ValueError(f'{key} = {value!r}: must be {_in_words(kind)}')
+        if not fits(value, kinds[key]):
+            raise ValueError(f'{key} = {value!r}: must be {in_words(kinds[key])}')
 
 # %% ../../nbs/40_nested.ipynb #8e62b9c3
 class NestedOptimizer(ExactOptimizer):

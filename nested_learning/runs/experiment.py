@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..config.components import ConfigError
-from ..config.load import Config, load_config
+from ..config.load import Config, load_config, load_shared
 from ..core import pick_device, use_threads, write_atomic, write_text
 from .finished import Run, hash_readouts, lend, name_data, summarise
 from nested_learning.runs.folder import (
@@ -65,7 +65,7 @@ def bring(
     given = {key: value for key, value in given.items() if value is not None}
     if optimizer is not None:
         given['inner'] = optimizer
-        if load_config(config, **given).training.optimizer != 'NestedOptimizer':
+        if load_shared(config, **given).training.optimizer != 'NestedOptimizer':
             given['optimizer'] = optimizer
     return config if isinstance(config, Config) and not given else load_config(config, **given)
 

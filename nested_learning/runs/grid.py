@@ -23,8 +23,8 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, ValidationError, model_validator
 
 from ..config.components import KIND_OF, ConfigError
-from ..config.load import KEYS, Config, load_config
-from ..config.reader import read_yaml
+from ..config.load import KEYS, Config, load_config, load_shared
+from ..config.reader import check_nesting, read_yaml
 from ..config.schema import AtLeastOne, Count, Section
 from ..core import use_threads, write_text
 from ..measure import metrics
@@ -61,8 +61,8 @@ class Grid(Section):
     base: dict = Field({}, description='a YAML file, or keys and sections')
     grid: _Lists = Field({}, description='key: [values], such as {method: [er, mir]}')
     zip: _Lists = Field({}, description='key: [values], such as {batch_size: [10, 20]}')
-    seeds: Union[AtLeastOne, _Seeds] = Field(
-        1, description='a list of integers from 0 on, such as [0, 1, 2], or how many'
+    seeds: Union[Annotated[AtLeastOne, Field(le=10_000)], _Seeds] = Field(
+        1, description='a list of integers from 0 on, such as [0, 1, 2], or how many, 10,000 at most'
     )
     exclude: list[_Combination] = Field(
         [], description='a list of combinations, such as [{method: er, seed: 1}]'
@@ -148,6 +148,10 @@ def check_entries(
     "Check the entries of a file; one that holds nothing counts as left out."
     given = {k: v for k, v in entries.items() if v is not None or k not in model.model_fields}
     try:
+        check_nesting(given)
+    except ValueError as e:
+        raise ConfigError(f'{what}: {e}') from None
+    try:
         return model.model_validate(given)
     except ValidationError as e:
         lines = [_explain(error, model, entries, what) for error in e.errors()]
@@ -207,11 +211,12 @@ def check_importable(
 def configure(
     base: dict,  # keys and sections, as a configuration file has them
     keys: dict,  # stronger ones
+    load=load_config,  # `load_shared`: a key without effect is noted, not refused
 ) -> Config:
     "Complete a configuration of a batch: one thread unless it says otherwise, and no place of its own."
-    config = load_config(base, **keys)
+    config = load(base, **keys)
     if config.run.threads is None:
-        config = load_config(base, **{**keys, 'threads': 1})
+        config = load(base, **{**keys, 'threads': 1})
     check_importable(config)
     places = dict(run_dir=config.run.run_dir, model_save_path=config.evaluation.model_save_path)
     for key, value in places.items():
@@ -230,7 +235,7 @@ def plan(
 ) -> Planned:
     "Plan one run."
     try:
-        config = configure(base, keys)
+        config = configure(base, keys, load_shared)
     except ConfigError as e:
         said = ', '.join(f'{key} = {value!r}' for key, value in keys.items())
         raise ConfigError(f'{e} (in the run with {said or "the base alone"})') from None
@@ -251,7 +256,16 @@ def plan_runs(
                 f'{keys!r}: means the same configuration as {runs[run.id].keys!r}; leave out one of the two'
             )
         runs[run.id] = run
+    _check_effects(list(runs.values()))
     return list(runs.values())
+
+
+def _check_effects(runs: list):
+    "Refuse keys that have no effect in any of the runs; one run is enough for a key that they share."
+    first, *others = [run.config.idle for run in runs]
+    idle = [line for key, line in first.items() if all(key in lines for lines in others)]
+    if idle:
+        raise ConfigError('\n'.join(idle) + (' (so it is in every run)' if others else ''))
 
 # %% ../../nbs/84_grid.ipynb #d54109ea
 def open_batch(

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, StrictBool, Tag, model_validator
 
-from ..config.load import KEYS, SECTIONS, Config, ConfigError
+from ..config.load import KEYS, SECTIONS, Config, ConfigError, load_shared
 from ..config.schema import AtLeastOne, Count, Ratio, Real, Section
 from ..core import derive_seed, write_text
 from .engines import run_pool
@@ -277,5 +277,6 @@ def tune_folder(
     found = table.dropna(subset='holdout_accuracy')
     if len(found):
         best = found.loc[[found.holdout_accuracy.idxmax()]].to_dict('records')[0]
-        configure(search.base, {key: best[key] for key in search.keys}).to_yaml(folder / f'best-{name}.yaml')
+        keys = {key: best[key] for key in search.keys}
+        configure(search.base, keys, load_shared).to_yaml(folder / f'best-{name}.yaml')
     return table

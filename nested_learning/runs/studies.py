@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..config.components import show_value
 from ..config.load import Config, ConfigError
 from ..measure import metrics
 from .engines import Pool
@@ -151,7 +152,9 @@ def check_parameters(
     "Refuse parameters that a notebook does not have."
     for name, value in given.items():
         if name not in known:
-            raise ConfigError(f'{name} = {value!r}: unknown parameter; allowed: {", ".join(sorted(known))}')
+            raise ConfigError(
+                f'{name} = {show_value(value)}: unknown parameter; allowed: {", ".join(sorted(known))}'
+            )
 
 # %% ../../nbs/86_studies.ipynb #6e6af48a
 def escape_markdown(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import ipywidgets as W
 import pandas as pd
 
-from ..config.load import Config, ConfigError, load_config
+from ..config.load import Config, ConfigError, load_config, load_shared
 from ..config.schema import RATIOS
 from ..runs.experiment import bring, start
 from ..runs.folder import KINDS
@@ -199,7 +199,7 @@ class Pair:
 
     def _configure(self, **keys) -> Config:
         "Give the configuration that is asked for; raise where it is impossible."
-        return bring(load_config(self.base, **{**self.asked, **keys}), optimizer=self.optimizer)
+        return bring(load_shared(self.base, **{**self.asked, **keys}), optimizer=self.optimizer)
 
 # %% ../../nbs/95_cockpit.ipynb #83a0000c
 BUTTONS = dict(  # name -> text, icon, tooltip

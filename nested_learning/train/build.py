@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config.components import ConfigError, find
-from ..config.load import PRESETS, Config, data_contradictions, network_class, takes
+from ..config.components import ConfigError, find, network_class
+from ..config.contradictions import data_contradictions
+from ..config.load import PRESETS, Config
+from ..config.options import takes
+from ..config.schema import RATIOS
 from ..core import generator, pick_device, seeded
 from ..data.datasets import Known, load_dataset
 from ..data.ood import ood_images
@@ -26,7 +29,7 @@ from ..methods.method import Method
 from ..model.levels import assign_levels
 from ..model.networks import Classifier
 from ..optim.averages import Consolidation
-from ..optim.nested import NestedOptimizer, check_inner_options
+from ..optim.nested import NestedOptimizer
 from ..stream.stream import Stream, make_stream
 from .learner import Learner, Loop
 
@@ -191,7 +194,6 @@ def make_optimizer(
     nested = t.optimizer == 'NestedOptimizer'
     name = t.inner if nested else t.optimizer
     inner = find('optimizer', name)
-    _check_options(inner, name, t.inner_options)
     options = dict(t.inner_options, lr=t.learning_rate)
     if takes(inner, 'weight_decay') or t.weight_decay:
         options['weight_decay'] = t.weight_decay
@@ -217,19 +219,6 @@ def _levels_of(config: Config, network, example) -> list:
     except (TypeError, ValueError) as e:
         raise ConfigError(f'model.network_options.levels = {levels}: {e}') from None
 
-# %% ../../nbs/74_build.ipynb #e2e95d73
-def _check_options(inner: type, name: str, options: dict):
-    "Refuse options that have keys of their own, that the optimizer does not have, or of a wrong type."
-    for key, instead in (('lr', 'training.learning_rate'), ('weight_decay', 'training.weight_decay')):
-        if key in options:
-            raise ConfigError(
-                f'training.inner_options.{key} = {options[key]!r}: is set by {instead}; give it there'
-            )
-    try:
-        check_inner_options(inner, options)
-    except ValueError as e:
-        raise ConfigError(f'training.inner_options: {name}: {e}') from None
-
 # %% ../../nbs/74_build.ipynb #d8eb0aec
 def build(
     config: Config,
@@ -245,6 +234,7 @@ def build(
             f'data.batch_size = {config.data.batch_size}: the whole stream has {len(stream)} rows; lower it'
         )
     loop = make_loop(config, device)
+    _check_length(config, loop.steps(len(stream)))
     memory = _make_memory(config, data, len(stream))
     _warn(config, stream, loop, memory)
     network = place(make_network(config, data), device)
@@ -301,6 +291,22 @@ def _amp_dtype(config: Config, device):
         'set amp_dtype: bfloat16 to force it'
     )
     return None
+
+
+def _check_length(config: Config, steps: int):
+    "Refuse a run without an update, and knobs after its end, unless knobs make it longer or shorter."
+    if {knob.name for knob in config.run.knobs} & {'updates_per_batch', *RATIOS}:
+        return
+    if not steps:
+        raise ConfigError(
+            f'training.updates_per_batch = {config.training.updates_per_batch}: makes no update in the whole '
+            'run; use a larger one, or smaller batches'
+        )
+    for i, knob in enumerate(config.run.knobs):
+        if knob.step > steps:
+            raise ConfigError(
+                f'run.knobs[{i}].step = {knob.step}: the run ends before, after {steps} steps; lower it'
+            )
 
 
 def _warn(config: Config, stream: Stream, loop: Loop, memory: Memory | None):

@@ -21,7 +21,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from ...config import components
-from ...config.load import PRESETS, load_config
+from ...config.load import PRESETS, load_shared
 from ...core import forked_random, use_threads
 from ...measure import metrics
 from ...runs.experiment import start
@@ -63,7 +63,7 @@ def _configure(
     methods = settings['methods']
     rest = {name: value for name, value in settings.items() if name != 'methods'}
     return [
-        load_config(**_DIGITS, **rest, method=method, run_dir=f'{folder}/{i}-{method}')
+        load_shared(_DIGITS, **rest, method=method, run_dir=f'{folder}/{i}-{method}')
         for i, method in enumerate(methods)
     ]
 
