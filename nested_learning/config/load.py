@@ -367,7 +367,9 @@ def _written(base) -> dict:
     if base is None:
         return {}
     if isinstance(base, Config):
-        return base.given
+        return base.given or base.model_dump(
+            mode='json', exclude_unset=True
+        )  # made by load_config, or by hand
     if isinstance(base, dict):
         return _once(base)
     if isinstance(base, (str, Path)):

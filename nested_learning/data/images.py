@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 from tqdm import tqdm
 
 from ..core import check_count
@@ -145,6 +144,8 @@ def _decode_plain_jpeg(
         return None
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         return None
+    from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds to import
+
     image.fp.seek(0)
     content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
     try:

@@ -9,7 +9,6 @@ __all__ = ['METRICS', 'to_array', 'mean_measured', 'average_accuracy', 'old_task
 
 # %% ../../nbs/60_metrics.ipynb #28d2d95f
 import numpy as np
-from scipy.special import stdtrit
 
 # %% ../../nbs/60_metrics.ipynb #4376b423
 def to_array(
@@ -319,6 +318,8 @@ def mean_interval(
         raise ValueError(f'level = {level}: must lie in (0, 1), such as 0.95')
     if len(x) == 1:
         return float(x[0]), float('nan')
+    from scipy.special import stdtrit
+
     half = stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(half)
 
