@@ -115,6 +115,7 @@ def _mark_tasks(
     edges: np.ndarray,  # (T+1,) where windows start, and the end of the last
     tasks: np.ndarray,  # (T,) their numbers
     most: int = 12,  # windows that still get a number
+    span: float = None,  # length of the axis; None: from the first edge to the last
 ):
     "Draw a dotted line between tasks and write their numbers above."
     panels = [axis.plotly_name[1:].removeprefix('axis') for axis in fig.select_xaxes()] or ['']
@@ -122,7 +123,7 @@ def _mark_tasks(
     fig.update_layout(shapes=lines)  # in one call: plotly's add_vline checks all of the layout each time
     if len(tasks) > most:
         return
-    span = edges[-1] - edges[0]
+    span = span or edges[-1] - edges[0]
     for left, right, task in zip(edges, edges[1:], tasks):
         if right - left < 0.04 * span:
             continue  # no room
@@ -505,12 +506,14 @@ def _finish_steps(
     fig: go.Figure,  # changed in place
     steps: pd.DataFrame,  # step rows: step, task
     rows: int = None,  # panels, one below the other; None: the figure is one panel
+    end: int = None,  # [steps] where the axis ends; None: with the last row
 ):
     "Give all panels the axis of steps, and mark the tasks."
     step = steps['step'].to_numpy()
-    fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, step[-1] + 0.5])
+    end = step[-1] if end is None else end
+    fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, end + 0.5])
     fig.update_xaxes(title='step', **({} if rows is None else dict(row=rows, col=1)))
-    _mark_tasks(fig, *task_windows(step, steps['task'].to_numpy()))
+    _mark_tasks(fig, *task_windows(step, steps['task'].to_numpy()), span=end + 1 - step[0])
 
 
 def plot_levels(
@@ -567,6 +570,7 @@ def _draw_loss(
 def plot_loss(
     steps: pd.DataFrame,  # step rows: step, task, loss, perhaps accuracy
     span=None,  # [steps] of the exponential mean; None takes a fiftieth of the rows
+    end: int = None,  # [steps] where the axis ends, for a run that goes on; None: with the last row
 ) -> go.Figure:  # loss above; accuracy on the batch below if it was recorded
     "Show the training loss and the accuracy on the batch."
     _need(steps, 'steps', 'step', 'task', 'loss')
@@ -586,7 +590,7 @@ def plot_loss(
         showlegend=False,
         title=f'Training {shown} on each batch (line: running mean)',
     )
-    _finish_steps(fig, steps, len(panels))
+    _finish_steps(fig, steps, len(panels), end)
     return fig
 
 # %% ../../nbs/90_plots.ipynb #e88a32c7

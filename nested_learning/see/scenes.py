@@ -342,7 +342,7 @@ def _draw_memory(
         barmode='stack',
         bargap=0.2,
         height=400,
-        title=f'{_MEMORY} ({len(held.labels)} images)',
+        title=f'Memory: {len(held.labels)} images',
         legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0, traceorder='normal', font_size=10),
         **{**HEAD, 'margin': dict(t=72, r=12, b=10)},
     )
@@ -357,9 +357,8 @@ def _draw_loss(
     "Draw loss, accuracy on the batch, and steps per second."
     if not view.step:
         return blank(_LOSS, 'comes with the first step', 400)
-    fig = plot_loss(view.steps).update_layout(title_text=_LOSS, **HEAD)
+    fig = plot_loss(view.steps, end=_planned_steps(view)).update_layout(title_text=_LOSS, **HEAD)
     mark_knobs(fig, view, top=0)
-    fig.update_xaxes(range=[0, _planned_steps(view) + 1])
     seconds = view.steps.get('seconds', pd.Series(dtype=float)).tail(50).mean()
     if seconds > 0:
         fig.update_layout(title_text=f'{_LOSS}; {1 / seconds:.1f} steps/s')
