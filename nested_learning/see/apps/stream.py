@@ -86,7 +86,7 @@ def _plot_realised(
     "Show realised beside asked shares, window by window."
     table = stream.realised()
     total, table = table.loc['total'], table.drop(index='total')
-    titles = [f'{source}: {total[source]:.1%} of all rows' for source in SOURCES[1:]]
+    titles = [f'{source}: {total[source]:.1%} in all' for source in SOURCES[1:]]
     fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
     task = np.array(table.index, int)
     dash = dict(symbol='line-ew', size=14 if len(task) <= 20 else 5, line=dict(color=GREY, width=3))
