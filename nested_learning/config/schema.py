@@ -140,8 +140,8 @@ class Data(Section):
     dataset_name: Name = Field(
         'digits',
         description="'digits' (embedded), 'FashionMNIST', 'CIFAR10', 'CIFAR100' (downloaded), "
-        "'ImageFolder' (a "
-        'tree of class folders in data_dir), or module:object: a function that gives images and labels',
+        "'ImageFolder' (a tree of class folders in data_dir), 'ImageNet256' (by nl-setup imagenet256), "
+        'or module:object: a function that gives images and labels',
     )
     data_dir: Optional[StrictStr] = Field(None, description='folder of the data set; null: ./data/<name>')
     batch_size: AtLeastOne = Field(10, description='images of the stream per batch')
