@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ FOR_READERS = ('explore', 'tutorials', 'runs')  # folders of notebooks that need
 
 def test_readme_in_sync():
     readme(check=True, root=ROOT)
+
+
+def test_readme_claims_the_pythons_that_were_run():
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT / 'settings.ini')
+    claimed = settings['DEFAULT']['pythons'].split()
+    assert re.findall(r'Python (3\.\d+)', README) == claimed
+    assert claimed[0] == settings['DEFAULT']['min_python']
 
 
 def test_readme_tells_the_results(monkeypatch):
