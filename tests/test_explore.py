@@ -29,8 +29,8 @@ def look(page, name, theme, shots):
     found = []
     for width in WIDTHS:
         use_width(page, width)
-        show_panel(page)
-        for _ in range(5):  # figures far down the page may still be fitting themselves
+        for _ in range(5):  # figures may still be fitting themselves, and then move the page under the bar
+            show_panel(page)
             if not (problems := check_layout(page)):
                 break
             page.wait_for_timeout(1000)
