@@ -169,13 +169,14 @@ def plain_functions(names, home):
             found.update(
                 {f'{name}.{key}': function for key, function in plain_functions(vars(value), home).items()}
             )
-        value = (
-            inspect.unwrap(value.fget if isinstance(value, property) else value)
-            if not inspect.isclass(value)
-            else value
-        )
-        if inspect.isfunction(value) and value.__module__ == home:
-            found[name] = value
+            continue
+        parts = {name: value}
+        if isinstance(value, property):
+            parts = {name: value.fget, f'{name}.setter': value.fset}
+        for part, function in parts.items():
+            function = inspect.unwrap(function)
+            if inspect.isfunction(function) and function.__module__ == home:
+                found[part] = function
     return found
 
 
@@ -254,9 +255,10 @@ def try_mutants(name, chosen):
         )
     first = {'': 0}  # code outside of functions
     for start, end, function in functions(source):
-        first[function] = min(
-            (reached[str(line)] for line in range(start, end + 1) if str(line) in reached), default=None
-        )
+        cells_there = [reached[str(line)] for line in range(start, end + 1) if str(line) in reached]
+        if first.get(function) is not None:  # the getter of a property, when this is its setter
+            cells_there.append(first[function])
+        first[function] = min(cells_there, default=None)
     mutants = [
         dict(mutant, start=first[mutant['function']])
         for mutant in find_mutants(name, source)
