@@ -70,7 +70,7 @@ def batch():
     are not, 2 if the request is wrong, 130 after Ctrl-C.
     """
 
-# %% ../../nbs/89_commands.ipynb #297fb7e6
+# %% ../../nbs/89_commands.ipynb #c844a2b8
 def _read_pairs(pairs: tuple) -> dict:  # key -> value as text
     "Split KEY=VALUE arguments."
     keys = {}
