@@ -9,6 +9,7 @@ __all__ = ['run_all', 'read_numbers', 'gather_results', 'find_file', 'study_fold
 # %% ../../nbs/86_studies.ipynb #15969e96
 import os
 import tempfile
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,7 +23,7 @@ from ..config.load import Config, ConfigError
 from ..measure import metrics
 from .engines import Pool
 from .folder import make_run_dir
-from .grid import METRICS, check_importable, run_or_resume
+from .grid import METRICS, Planned, check_importable, read_progress, run_or_resume
 
 # %% ../../nbs/86_studies.ipynb #4f3c2923
 def _single_thread(config: Config) -> Config:
@@ -39,9 +40,53 @@ def _make(config: Config) -> tuple:  # run, its warnings
     return run, [str(warning.message) for warning in caught]
 
 
+class _Lines:
+    "Say in lines how far runs are: at each end of one, and every few seconds between."
+
+    def __init__(self, configs: dict, every: float = 8):  # [seconds]
+        self.labels = {}  # run folder -> what a run is called
+        self.planned = {}  # run folder -> `Planned`
+        for name, config in configs.items():
+            place = Path(config.run.run_dir)
+            self.labels[config.run.run_dir] = name if isinstance(name, str) else '{}, seed {}'.format(*name)
+            self.planned[config.run.run_dir] = Planned(place.name, config.hash, {}, config)
+        self.every = every
+        self.started = self.last = time.monotonic()
+        self.ended = set()
+
+    def update(self, ended: list):  # of (run folder, (run, warnings))
+        "Say what has ended since, and how far the others are."
+        shares = self._read_shares()
+        for place, (run, _) in ended:
+            self.ended.add(place)
+            accuracy = metrics.average_accuracy(run.R)
+            print(f'{self.labels[place]}: accuracy {accuracy:.0%} ({self._left(shares)})', flush=True)
+        if not ended and time.monotonic() > self.last + self.every:
+            going = [f'{self.labels[place]} {share:.0%}' for place, share in shares.items() if 0 < share < 1]
+            print(f'{"; ".join(going) or "starting"} ({self._left(shares)})', flush=True)
+        elif not ended:
+            return
+        self.last = time.monotonic()
+
+    def _read_shares(self) -> dict:  # run folder -> share that is done
+        shares = {}
+        for place, planned in self.planned.items():
+            done, of = read_progress(Path(place).parent, planned)
+            shares[place] = 1 if place in self.ended else min(done / of, 0.99) if of else 0
+        return shares
+
+    def _left(self, shares: dict) -> str:
+        "Guess from the time so far how long it will take."
+        share = sum(1 if place in self.ended else share for place, share in shares.items()) / len(shares)
+        passed = time.monotonic() - self.started
+        left = f', about {passed * (1 - share) / share:.0f} s to go' if 0 < share < 1 else ''
+        return f'{len(self.ended)} of {len(shares)} runs after {passed:.0f} s{left}'
+
+
 def run_all(
     configs: dict,  # name -> Config, each with a `run_dir` of its own
     workers: int = None,  # runs at a time; None: one for each CPU core
+    lines: bool = False,  # print lines instead of a bar? names are then texts or (variant, seed)
 ) -> dict:  # name -> `finished.Run`, finished, in the order asked for
     "Make the runs that are missing, some at a time."
     places = {name: config.run.run_dir for name, config in configs.items()}
@@ -55,14 +100,18 @@ def run_all(
     def execute(config):
         return processes.submit(_make, _single_thread(config)).result()
 
+    said = _Lines(configs) if lines else None
+
     def watch(ended):
         made.update(ended)
-        if ended:
+        if lines:
+            said.update(ended)
+        elif ended:
             bar.update(len(ended))
 
     # in groups of their own, so that Ctrl-C at the terminal reaches them by the pool alone
     processes = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=os.setpgrp)
-    with processes, tqdm(total=len(configs), unit='run', disable=not configs) as bar:
+    with processes, tqdm(total=len(configs), unit='run', disable=lines or not configs) as bar:
         Pool({places[name]: config for name, config in configs.items()}, execute, workers).run(watch)
     for text in dict.fromkeys(text for _, texts in made.values() for text in texts):
         warnings.warn(text)
