@@ -22,20 +22,11 @@ from plotly.subplots import make_subplots
 
 from ..config.load import KEYS
 from ..measure import metrics
+from .accuracies import plot_matrix
 from .live import View
-from nested_learning.see.plots import (
-    GREY,
-    SHADES,
-    SYMBOLS,
-    TEMPLATE,
-    colour,
-    plot_levels,
-    plot_loss,
-    plot_matrix,
-    plot_stream,
-    task_windows,
-    thin,
-)
+from .look import GREY, SHADES, SYMBOLS, TEMPLATE, colour, task_windows, thin
+from .steps import plot_levels, plot_loss
+from .streams import plot_stream
 from ..train.learner import Loop
 
 # %% ../../nbs/912_scenes.ipynb #81a00008

@@ -28,8 +28,8 @@ from ...runs.experiment import start
 from ..cockpit import BUTTONS, CAN, SPEEDS, complain
 from ..controls import labelled
 from ..live import LiveRun
+from ..look import COLOURS, GREY, SYMBOLS, TEMPLATE, colour
 from ..panels import Figure, Painter, Panel, Screen, beside, close_all, style, take_cell
-from ..plots import COLOURS, GREY, SYMBOLS, TEMPLATE, colour
 from ..scenes import HEAD, answers, blank, draw_thumbnails
 from ...train.cost import measure_bytes
 

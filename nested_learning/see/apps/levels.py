@@ -24,8 +24,8 @@ from ...core import generator, seeded
 from ...data.datasets import load_dataset
 from ...model.cms import CMSBlock
 from ...optim.nested import REDUCTIONS, NestedOptimizer
+from ..look import COLOURS, GREY, TEMPLATE
 from ..panels import Figure, Panel, beside, close_all, style, take_cell
-from ..plots import COLOURS, GREY, TEMPLATE
 
 # %% ../../../nbs/932_apps_levels.ipynb #eb602121
 _LEVELS = ('fast', 'medium', 'slow')

@@ -29,9 +29,11 @@ from ...runs import experiment
 from ...runs.finished import Run
 from ...runs.folder import has_finished
 from ...runs.store import Store
+from ..accuracies import plot_matrix
 from ..cockpit import complain
+from ..comparisons import plot_compare
+from ..look import GREY, TEMPLATE
 from ..panels import Figure, Muted, Panel, close_all, take_cell, tile
-from ..plots import GREY, TEMPLATE, plot_compare, plot_matrix
 from ...train.build import build, load_data
 
 # %% ../../../nbs/933_apps_results.ipynb #3573c9f3

@@ -23,8 +23,9 @@ from ...data.datasets import load_dataset
 from ...data.ood import ood_images
 from ...data.transforms import DOMAINS
 from ..cockpit import complain
+from ..look import GREY, SOURCE_COLOURS, TEMPLATE
 from ..panels import Figure, Muted, Panel, beside, close_all, take_cell
-from ..plots import GREY, SOURCE_COLOURS, TEMPLATE, plot_classes, plot_stream
+from ..streams import plot_classes, plot_stream
 from ...stream.layout import ALLOWED, OPTIONS, RATIOS, StreamConfig
 from ...stream.stream import make_stream
 from ...stream.tables import SOURCES
