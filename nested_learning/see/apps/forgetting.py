@@ -25,7 +25,7 @@ from ...config.load import PRESETS, load_shared
 from ...core import forked_random, use_threads
 from ...measure import metrics
 from ...runs.experiment import start
-from ..cockpit import BUTTONS, CAN, SPEEDS, complain
+from ..buttons import BUTTONS, CAN, SPEEDS, complain
 from ..controls import labelled
 from ..live import LiveRun
 from ..look import COLOURS, GREY, SYMBOLS, TEMPLATE, colour

@@ -30,7 +30,7 @@ from ...runs.finished import Run
 from ...runs.folder import has_finished
 from ...runs.store import Store
 from ..accuracies import plot_matrix
-from ..cockpit import complain
+from ..buttons import complain
 from ..comparisons import plot_compare
 from ..look import GREY, TEMPLATE
 from ..panels import Figure, Muted, Panel, close_all, take_cell, tile

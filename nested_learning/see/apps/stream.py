@@ -22,7 +22,7 @@ from ...core import draws
 from ...data.datasets import load_dataset
 from ...data.ood import ood_images
 from ...data.transforms import DOMAINS
-from ..cockpit import complain
+from ..buttons import complain
 from ..look import GREY, SOURCE_COLOURS, TEMPLATE
 from ..panels import Figure, Muted, Panel, beside, close_all, take_cell
 from ..streams import plot_classes, plot_stream
