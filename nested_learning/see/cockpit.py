@@ -17,7 +17,8 @@ import pandas as pd
 
 from ..config.load import Config
 from ..config.schema import RATIOS
-from .buttons import BUTTONS, CAN, PRESSED, SPEEDS, complain
+from .app import App
+from .buttons import BUTTONS, CAN, PRESSED, SPEEDS
 from .controls import Controls, labelled
 from .live import View
 from .pair import Pair, Preview
@@ -31,7 +32,6 @@ from nested_learning.see.panels import (
     close_all,
     keep,
     style,
-    take_cell,
 )
 from .scenes import SCENES, compare, draw_pair, list_differences
 from .stories import STORIES, Story, explain_terms, plan_story
@@ -93,7 +93,7 @@ def _make_toggle(value: bool, text: str, icon: str, tip: str) -> W.ToggleButton:
     return W.ToggleButton(value, description=text, icon=icon, tooltip=tip, layout=dict(width='auto'))
 
 
-class Cockpit:
+class Cockpit(App):
     "Steer and watch a run by widgets."
 
     def __init__(
@@ -126,7 +126,7 @@ class Cockpit:
         self.comparison = self._make_comparison()
         self.panel = self._arrange()
         self._wire()
-        self.painter = Painter(self._draw, self.screen, self._busy, self._say)
+        self.painter = Painter(self._draw, self.screen, self._busy, self.say)
 
     # What a person can do
 
@@ -202,17 +202,12 @@ class Cockpit:
         if not self.buttons[name].disabled:
             self.buttons[name].click()
 
-    def show(self) -> Panel:
-        "Give the panel, to be shown by the running cell; the cockpit that it showed before is closed."
-        take_cell(self)
-        return self.panel
-
     def close(self):
         "Stop all runs and free what they hold."
         self.painter.close()
         self._end_rehearsal()
         self.pair.reset()
-        close_all(self.panel)
+        super().close()
 
     # Widgets
 
@@ -235,7 +230,7 @@ class Cockpit:
         "Make controls for the configuration, in place of those before."
         before = self.desk.children
         config, begun = self.pair.config, self.begun
-        self.controls = Controls(config, lambda key, value: self._do(lambda: self.set(key, value)), begun)
+        self.controls = Controls(config, lambda key, value: self.do(lambda: self.set(key, value)), begun)
         self.desk.children = [self.controls.box]
         for box in before:
             close_all(box)
@@ -276,10 +271,10 @@ class Cockpit:
             save=self.save,
         )
         for name, action in actions.items():
-            self.buttons[name].on_click(lambda button, action=action: self._do(action))
+            self.buttons[name].on_click(lambda button, action=action: self.do(action))
         for button, story in zip(self.stories, STORIES):
-            button.on_click(lambda button, story=story: self._do(lambda: self.tell(story)))
-        self.both.on_click(lambda button: self._do(self.pair.play_both))
+            button.on_click(lambda button, story=story: self.do(lambda: self.tell(story)))
+        self.both.on_click(lambda button: self.do(self.pair.play_both))
         self.screen.on_key(self.press)
         self._follow(self.timeline, self._look_back)
         self._follow(self.which, self._steer)
@@ -292,7 +287,7 @@ class Cockpit:
 
         def moved(change):
             if not self.muted:
-                self._do(lambda: action(change.new))
+                self.do(lambda: action(change.new))
 
         widget.observe(moved, 'value')
 
@@ -306,18 +301,6 @@ class Cockpit:
         "Show and steer the other run."
         self.pair.shown = which
         self.steered = None
-
-    def _do(self, action):
-        "Do what a person wants, or say why that is impossible."
-        self._say('')
-        try:
-            action()
-        except ValueError as e:
-            self._say(str(e))
-        self.painter.poke()
-
-    def _say(self, text: str):
-        self.message.value = complain(text)
 
     def _busy(self) -> bool:
         return self.pair.busy or bool(self.rehearsal and not self.rehearsal.ended)
@@ -359,9 +342,9 @@ class Cockpit:
             return
         self.ahead.forget()  # the run has images of its own
         if live.state == 'failed':
-            self._say(live.error)
+            self.say(live.error)
         if live.refused:
-            self._say(live.refused)
+            self.say(live.refused)
 
     def _show_settings(
         self,

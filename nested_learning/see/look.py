@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'COLOURS', 'SOURCE_COLOURS', 'SHADES', 'SYMBOLS', 'TEMPLATE', 'check_columns', 'thin', 'colour',
-           'spread_ticks', 'task_windows', 'mark_tasks']
+           'spread_ticks', 'task_windows', 'shade', 'mark_tasks']
 
 # %% ../../nbs/900_look.ipynb #f0a2b576
 import numpy as np
@@ -102,6 +102,27 @@ def _dotted_line(x: float, panel: str) -> dict:
         xref=f'x{panel}',
         yref=f'y{panel} domain',
         line=dict(color=GREY, dash='dot', width=1),
+    )
+
+
+def shade(
+    start: float,  # on the horizontal axis
+    end: float,
+    panel: str = '',  # '' for the first, '2' for the second
+) -> dict:  # of a figure's `shapes`
+    "Describe a shaded rectangle over the height of a panel."
+    return dict(
+        type='rect',
+        x0=float(start),
+        x1=float(end),
+        y0=0,
+        y1=1,
+        xref=f'x{panel}',
+        yref=f'y{panel} domain',
+        fillcolor=GREY,
+        opacity=0.12,
+        line_width=0,
+        layer='below',
     )
 
 

@@ -24,7 +24,7 @@ from ..config.load import KEYS
 from ..measure import metrics
 from .accuracies import plot_matrix
 from .live import View
-from .look import GREY, SHADES, SYMBOLS, TEMPLATE, colour, task_windows, thin
+from .look import GREY, SHADES, SYMBOLS, TEMPLATE, colour, shade, task_windows, thin
 from .steps import plot_levels, plot_loss
 from .streams import plot_stream
 from ..train.learner import Loop
@@ -143,23 +143,6 @@ _LEGEND = dict(orientation='h', y=0, yref='container', yanchor='bottom', font_si
 _LEGEND_BELOW = dict(legend=_LEGEND, margin=dict(t=40, r=12, b=76))
 
 
-def _shade(start: float, end: float) -> dict:
-    "Describe a shaded rectangle over the height of the figure."
-    return dict(
-        type='rect',
-        x0=float(start),
-        x1=float(end),
-        y0=0,
-        y1=1,
-        xref='x',
-        yref='y domain',
-        fillcolor=GREY,
-        opacity=0.12,
-        line_width=0,
-        layer='below',
-    )
-
-
 def _draw_task_curves(
     fig: go.Figure,  # changed in place
     rows: pd.DataFrame,  # evaluations of one read-out and split
@@ -204,7 +187,7 @@ def _draw_tasks(
         **{**HEAD, **_LEGEND_BELOW},
         xaxis=dict(title='step', range=[0, _planned_steps(view) + 1], showgrid=False),
         yaxis=dict(title='accuracy [%]', range=[0, 102]),
-        shapes=[_shade(start, end) for start, end in windows[1::2]],
+        shapes=[shade(start, end) for start, end in windows[1::2]],
     )
     mark_knobs(fig, view, top=102)
     return fig
@@ -301,12 +284,12 @@ def _draw_ages(
     counts: np.ndarray,  # (4, K) images of each age
 ):
     "Stack a bar for each age over each class."
-    for (name, shade), count in zip(_QUARTERS.items(), counts):
+    for (name, fill), count in zip(_QUARTERS.items(), counts):
         bars = go.Bar(
             x=np.arange(len(labels)),
             y=count,
             name=name,
-            marker_color=shade,
+            marker_color=fill,
             hovertemplate='%{y} images',
         )
         fig.add_trace(bars, 1, 1)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import ipywidgets as W
 
+from ..app import App
 from nested_learning.see.apps.forgetting_figures import (
     draw_accuracy,
     draw_blanks,
@@ -21,9 +22,9 @@ from nested_learning.see.apps.forgetting_figures import (
     write_table,
 )
 from .side_by_side import CHOICES, LETTERS, START, Look, SideBySide
-from ..buttons import BUTTONS, CAN, SPEEDS, complain
+from ..buttons import BUTTONS, CAN, SPEEDS
 from ..controls import labelled
-from ..panels import Figure, Painter, Panel, Screen, beside, close_all, style, take_cell
+from ..panels import Figure, Painter, Panel, Screen, beside, style
 
 # %% ../../../nbs/936_apps_forgetting.ipynb #1f099d88
 _FIRST = 10  # [steps] that new runs take by themselves
@@ -99,7 +100,7 @@ def _find_keys(
     return dict(accuracy=rows, loss=(id(trio), views[0].step), lost=(id(trio), seen), table=(*rows, seen))
 
 # %% ../../../nbs/936_apps_forgetting.ipynb #9fb5b202
-class ForgettingApp:
+class ForgettingApp(App):
     "Steer and watch two to four runs by widgets."
 
     def __init__(self):
@@ -116,11 +117,6 @@ class ForgettingApp:
         self.panel = self.arrange()
         self.painter = Painter(self.draw, self.screen, self.busy, self.say)
         self.wire()
-
-    def show(self) -> Panel:
-        "Give the panel, to be shown by the running cell; the app that it showed before is closed."
-        take_cell(self)
-        return self.panel
 
     def arrange(self) -> Panel:
         "Put the buttons on top, and the controls beside the figures."
@@ -147,18 +143,6 @@ class ForgettingApp:
     def busy(self) -> bool:
         return self.trio.state in ('building', 'playing')
 
-    def say(self, text: str):
-        self.message.value = complain(text)
-
-    def do(self, action):
-        "Do what a person wants; say why where that is impossible."
-        self.say('')
-        try:
-            action()
-        except ValueError as e:
-            self.say(str(e))
-        self.painter.poke()
-
     def begin(self):
         "Begin anew with the settings of the controls; where they are impossible, the runs stay as they are."
         before = self.trio
@@ -175,7 +159,7 @@ class ForgettingApp:
         for name, button in vars(self.buttons).items():
             button.disabled = name not in CAN[trio.state]
         if trio.error:
-            self.message.value = complain(trio.error)
+            self.say(trio.error)
         if not trio.lives:
             self.status.value = f'<b>{trio.state}</b>'
             return
@@ -225,4 +209,4 @@ class ForgettingApp:
         "Stop all runs and free what they hold."
         self.painter.close()
         self.trio.close()
-        close_all(self.panel)
+        super().close()

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ...measure import metrics
 from .side_by_side import Look, SideBySide
-from ..look import COLOURS, GREY, SYMBOLS, TEMPLATE, colour
+from ..look import COLOURS, SYMBOLS, TEMPLATE, colour, shade
 from ..scenes import HEAD, answers, blank, draw_thumbnails
 
 # %% ../../../nbs/935_apps_forgetting_figures.ipynb #4d3471eb
@@ -31,30 +31,13 @@ def draw_blanks() -> dict:  # name -> figure
     }
 
 
-def _shade(
+def _shade_task(
     fig: go.Figure,  # changed in place
     ends: tuple,  # [steps] at the end of each task
 ):
     "Shade the time of task 1 in every panel, and give all the same axis of steps."
-    panels = [axis.plotly_name.replace('axis', '') for axis in fig.select_xaxes()]
-    fig.update_layout(
-        shapes=[
-            dict(
-                type='rect',
-                x0=ends[0],
-                x1=ends[1],
-                y0=0,
-                y1=1,
-                xref=x,
-                yref=x.replace('x', 'y') + ' domain',
-                fillcolor=GREY,
-                opacity=0.12,
-                line_width=0,
-                layer='below',
-            )
-            for x in panels
-        ]
-    )
+    panels = [axis.plotly_name.removeprefix('xaxis') for axis in fig.select_xaxes()]
+    fig.update_layout(shapes=[shade(*ends, panel) for panel in panels])
     fig.update_xaxes(title='step', range=[0, ends[1] + 1], showgrid=False)
 
 
@@ -111,7 +94,7 @@ def draw_accuracy(
     fig = make_subplots(1, len(views), shared_yaxes=True, subplot_titles=names, horizontal_spacing=0.03)
     for column, view in enumerate(views, 1):
         _draw_curves(fig, view, column)
-    _shade(fig, ends)
+    _shade_task(fig, ends)
     fig.update_yaxes(range=[-3, 103])
     fig.update_annotations(font_size=12)
     return fig.update_layout(
@@ -143,7 +126,7 @@ def draw_loss(
             line=dict(color=COLOURS[2 + i], dash=_LINES[i], width=2.5),
             hovertemplate='step %{x}: %{y:.3f}',
         )
-    _shade(fig, ends)
+    _shade_task(fig, ends)
     return fig.update_layout(
         template=TEMPLATE,
         height=380,

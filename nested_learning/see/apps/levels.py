@@ -24,8 +24,9 @@ from ...core import generator, seeded
 from ...data.datasets import load_dataset
 from ...model.cms import CMSBlock
 from ...optim.nested import REDUCTIONS, NestedOptimizer
+from ..app import App, read_settings
 from ..look import COLOURS, GREY, TEMPLATE
-from ..panels import Figure, Panel, beside, close_all, style, take_cell
+from ..panels import Figure, Panel, beside, style
 
 # %% ../../../nbs/932_apps_levels.ipynb #eb602121
 _LEVELS = ('fast', 'medium', 'slow')
@@ -237,6 +238,24 @@ def _plot_held(
     )
 
 # %% ../../../nbs/932_apps_levels.ipynb #a408564d
+def _finish_curves(
+    fig: go.Figure,  # changed in place
+    records,  # of a `Cadence`
+    title: str,
+    unit: str,  # beside the vertical axis
+) -> go.Figure:
+    "Give a figure of curves the common axis, and a legend."
+    fig.update_xaxes(title='step', **_steps_axis(records))
+    return fig.update_layout(
+        template=TEMPLATE,
+        height=340,
+        title=title,
+        uirevision=1,
+        showlegend=True,
+        yaxis=dict(title=unit, rangemode='tozero'),
+    )
+
+
 def _plot_distance(
     records,  # of a `Cadence`
 ) -> go.Figure:  # a stair for each level
@@ -251,15 +270,7 @@ def _plot_distance(
             line=dict(shape='hv', width=2, **_LOOK[name]),
             hovertemplate='after step %{x}: %{y:.3g}',
         )
-    fig.update_xaxes(title='step', **_steps_axis(records))
-    return fig.update_layout(
-        template=TEMPLATE,
-        height=340,
-        title='How far each level is from its start',
-        uirevision=1,
-        showlegend=True,
-        yaxis=dict(title='distance of the weights', rangemode='tozero'),
-    )
+    return _finish_curves(fig, records, 'How far each level is from its start', 'distance of the weights')
 
 
 def _plot_loss(
@@ -278,15 +289,7 @@ def _plot_loss(
     fig = go.Figure()
     fig.add_scatter(x=step, y=loss, name='each batch', **dots, **hover)
     fig.add_scatter(x=step, y=mean, name='running mean', **line, **hover)
-    fig.update_xaxes(title='step', **_steps_axis(records))
-    return fig.update_layout(
-        template=TEMPLATE,
-        height=340,
-        title='Loss: mean squared error of a pixel (0 to 1)',
-        uirevision=1,
-        showlegend=True,
-        yaxis=dict(title='loss', rangemode='tozero'),
-    )
+    return _finish_curves(fig, records, 'Loss: mean squared error of a pixel (0 to 1)', 'loss')
 
 # %% ../../../nbs/932_apps_levels.ipynb #3ccef4a7
 def _describe(
@@ -425,17 +428,6 @@ def _make_buttons() -> SimpleNamespace:
         restart=W.Button(description='Restart', tooltip='back to step 0; the settings stay'),
     )
 
-
-def _read(
-    controls: SimpleNamespace,
-) -> dict:  # settings, like `START`
-    "Read the settings off the controls."
-    return {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name in _START
-        for value in [getattr(controls, name).value]
-    }
-
 # %% ../../../nbs/932_apps_levels.ipynb #b7177c7d
 def _write_message(cadence, error, playing):
     "Say where the block stands."
@@ -450,7 +442,7 @@ def _write_message(cadence, error, playing):
     return f'{"Playing" if playing else "At rest"}, step {cadence.steps}{moved}'
 
 
-class LevelsApp:
+class LevelsApp(App):
     "Set the periods of one block by hand, and see when each of its levels moves."
 
     def __init__(self):
@@ -469,18 +461,16 @@ class LevelsApp:
         steps: int = 70,  # to take first
     ) -> Panel:
         "Take some steps, and give the panel, to be shown by the running cell."
-        take_cell(self)
         self.player.ask(steps=steps)
-        return self.panel
+        return super().show()
 
     def close(self):
         self.player.ask(stopped=True)
-        close_all(self.panel)
+        super().close()
 
     def _draw(self, cadence, error):
         "Show the block: called in the thread of the player."
-        for name, figure in _describe(cadence).items():
-            self.figures[name].show(figure)
+        self.show_figures(_describe(cadence))
         self.message.value = _write_message(cadence, error, self.player.playing)
         if error:
             self.buttons.play.value = False
@@ -489,7 +479,7 @@ class LevelsApp:
         "Connect the widgets with what they do."
         c, b, ask = self.controls, self.buttons, self.player.ask
         for name in _START:
-            getattr(c, name).observe(lambda change: ask(settings=_read(c)), 'value')
+            getattr(c, name).observe(lambda change: ask(settings=read_settings(c, _START)), 'value')
         c.pace.observe(lambda change: ask(pace=change.new), 'value')
         b.play.observe(lambda change: ask(playing=change.new), 'value')
         b.one.on_click(lambda button: ask(steps=1))

@@ -30,10 +30,10 @@ from ...runs.finished import Run
 from ...runs.folder import has_finished
 from ...runs.store import Store
 from ..accuracies import plot_matrix
-from ..buttons import complain
+from ..app import App, read_settings
 from ..comparisons import plot_compare
 from ..look import GREY, TEMPLATE
-from ..panels import Figure, Muted, Panel, close_all, take_cell, tile
+from ..panels import Figure, Muted, Panel, tile
 from ...train.build import build, load_data
 
 # %% ../../../nbs/933_apps_results.ipynb #3573c9f3
@@ -51,6 +51,7 @@ _SMALL = dict(
 _START = dict(
     words='', runs=('er-seed0', 'fine_tune-seed0'), column='class_il', run='er-seed0', task=0
 )  # folder beside them
+_SETTINGS = ('folder', *_START)
 _MOST = 7  # runs side by side: as many as there are colours
 
 
@@ -334,13 +335,6 @@ def _make_controls() -> SimpleNamespace:  # of widgets, one for each setting
     )
 
 
-def _read(
-    controls: SimpleNamespace,
-) -> dict:  # settings, like `START`
-    "Read the settings off the controls."
-    return {name: getattr(controls, name).value for name in ('folder', *_START)}
-
-
 def _offer(control, options, value):
     "Give a control new options, and keep a value that is among them."
     values = [o[1] if isinstance(o, tuple) else o for o in options]
@@ -367,7 +361,7 @@ def _adjust(
     _offer(controls.task, [(f'task {t}', t) for t in range(tasks)], wanted['task'])
 
 # %% ../../../nbs/933_apps_results.ipynb #eb10f456
-class ResultsApp:
+class ResultsApp(App):
     "Pick runs from a folder, compare them, and see what one of them has forgotten."
 
     def __init__(
@@ -386,20 +380,12 @@ class ResultsApp:
         with self.muted:
             self.controls.folder.value = wanted['folder']
             _adjust(self.controls, wanted)
-        drawn, self.table.value = _describe(_read(self.controls))
+        drawn, self.table.value = _describe(read_settings(self.controls, _SETTINGS))
         self.figures = {name: Figure(figure) for name, figure in drawn.items()}
         self.panel = self._arrange()
         self.update()
         for widget in vars(self.controls).values():
             widget.observe(self.update, 'value')
-
-    def show(self) -> Panel:
-        "Give the panel, to be shown by the running cell."
-        take_cell(self)
-        return self.panel
-
-    def close(self):
-        close_all(self.panel)
 
     def update(self, change=None):
         "Draw what the controls ask for, or say why that is impossible."
@@ -407,13 +393,12 @@ class ResultsApp:
             return
         try:
             with self.muted:
-                _adjust(self.controls, _read(self.controls))  # controls change each other
-            drawn, text = _describe(_read(self.controls))
+                _adjust(self.controls, read_settings(self.controls, _SETTINGS))  # controls change each other
+            drawn, text = _describe(read_settings(self.controls, _SETTINGS))
         except (ValueError, OSError) as error:
-            self.message.value = complain(f'{error}. The figures stay as they were.')
+            self.say(f'{error}. The figures stay as they were.')
             return
-        for name, figure in drawn.items():
-            self.figures[name].show(figure)
+        self.show_figures(drawn)
         self.table.value = text
         damaged = _open_store(self.controls.folder.value).damaged
         self.message.value = f'{len(self.controls.runs.options)} runs' + ''.join(

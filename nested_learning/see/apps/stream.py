@@ -22,9 +22,9 @@ from ...core import draws
 from ...data.datasets import load_dataset
 from ...data.ood import ood_images
 from ...data.transforms import DOMAINS
-from ..buttons import complain
+from ..app import App, read_settings
 from ..look import GREY, SOURCE_COLOURS, TEMPLATE
-from ..panels import Figure, Muted, Panel, beside, close_all, take_cell
+from ..panels import Figure, Muted, Panel, beside
 from ..streams import plot_classes, plot_stream
 from ...stream.layout import ALLOWED, OPTIONS, RATIOS, StreamConfig
 from ...stream.stream import make_stream
@@ -256,17 +256,6 @@ def _make_sliders(look: dict) -> dict:  # setting -> widget
     return sliders
 
 
-def _read(
-    controls: SimpleNamespace,
-) -> dict:  # settings, like `START`
-    "Read the settings off the controls."
-    return {
-        name: round(value, 4) if isinstance(value, float) else value
-        for name in _START
-        for value in [getattr(controls, name).value]
-    }
-
-
 def _adjust(
     controls: SimpleNamespace,  # changed in place
 ):
@@ -281,7 +270,7 @@ def _adjust(
         getattr(controls, name).disabled = name not in wanted
     for name in ('disjoint_ratio', 'width'):
         getattr(controls, name).layout.display = 'flex' if name in wanted else 'none'
-    ratios = tuple(_read(controls)[name] for name in RATIOS)
+    ratios = tuple(read_settings(controls, RATIOS).values())
     controls.realism.value = next((name for name, preset in REALISM.items() if preset == ratios), None)
 
 # %% ../../../nbs/931_apps_stream.ipynb #7d3a83e5
@@ -294,7 +283,7 @@ def _write_message(stream, seconds):
     )
 
 
-class StreamApp:
+class StreamApp(App):
     "Lay out a stream by sliders, and see what it would show."
 
     def __init__(self):
@@ -311,14 +300,6 @@ class StreamApp:
             getattr(self.controls, name).observe(self.update, 'value')
         self.update()
 
-    def show(self) -> Panel:
-        "Give the panel, to be shown by the running cell."
-        take_cell(self)
-        return self.panel
-
-    def close(self):
-        close_all(self.panel)
-
     def update(self, change=None):
         "Draw what the controls ask for, or say why that is impossible."
         if self.muted:
@@ -328,12 +309,11 @@ class StreamApp:
                 _adjust(self.controls)
             start = time.perf_counter()
             try:
-                wanted, stream = _describe(_read(self.controls))
+                wanted, stream = _describe(read_settings(self.controls, _START))
             except ValueError as error:
-                self.message.value = complain(f'{error}. The figures stay as they were.')
+                self.say(f'{error}. The figures stay as they were.')
                 return
-            for name, figure in wanted.items():
-                self.figures[name].show(figure)
+            self.show_figures(wanted)
             self.message.value = _write_message(stream, time.perf_counter() - start)
 
     def _use_preset(self, change):
@@ -351,9 +331,3 @@ class StreamApp:
         presets = W.HBox([W.Label('realism'), c.realism], layout=W.Layout(flex_flow='row wrap'))
         controls = W.VBox([c.data, c.schedule, c.num_tasks, c.seed, presets, *map(vars(c).get, _SLIDERS)])
         return Panel([self.message, beside(self.figures.values(), controls)])
-
-# %% ../../../nbs/931_apps_stream.ipynb #f9977a0f
-def _shows(**changed):
-    "Check every figure against a fresh one."
-    for name, figure in _describe({**_START, **changed})[0].items():
-        assert app.figures[name].spec == specify(figure), name
