@@ -21,7 +21,7 @@ from ..config.load import Config
 from ..config.schema import RATIOS
 from ..runs.experiment import branch, reopen
 from ..runs.folder import KINDS, list_parts, read_rows
-from ..stream.value import Stream
+from ..stream.stream import Stream
 from ..train.knobs import KNOBS
 from ..train.learner import KnobChanged, StepDone, TaskEnded
 
