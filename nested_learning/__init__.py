@@ -14,7 +14,7 @@ _HOMES = {  # public name -> module that defines it, or the module itself
     'Config': 'config.load',
     'make_stream': 'stream.stream',
     'StreamConfig': 'stream.layout',
-    'Stream': 'stream.stream',
+    'Stream': 'stream.value',
     'load_dataset': 'data.datasets',
     'Dataset': 'data.splits',
     'NestedLearningNetwork': 'model.networks',

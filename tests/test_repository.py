@@ -173,13 +173,16 @@ def test_imports_run_one_way(modules):
 
 
 def test_packages_follow_decades(modules):
-    "A decade of notebooks is a package."
-    decades = {}
-    for path, name in modules.items():
-        package = name.rpartition('.')[0]
-        if package:
-            decades.setdefault(int(path[:2]) // 10, set()).add(package)
-    none([f'{decade}0s: {found}' for decade, found in decades.items() if len(found) > 1 and decade != 9])
+    "Each number is given once; a decade is a package; 900 to 989 are `see`, 990 is `dev`."
+    numbers = [path.partition('_')[0] for path in modules]
+    none(sorted(number for number in numbers if numbers.count(number) > 1), 'given to several notebooks')
+    packages = {}
+    for number, name in zip(numbers, modules.values()):
+        package, dot, _ = name.partition('.')
+        if dot:
+            decade = number[:2] if number.startswith('99') else number[0]
+            packages.setdefault(decade, set()).add(package)
+    none([f'{decade}: {found}' for decade, found in packages.items() if len(found) > 1])
 
 
 def asserts(tree):

@@ -23,7 +23,7 @@ from ..data.transforms import View
 from ..measure import anytime, metrics
 from ..optim.averages import FORWARD_IMAGES, NearestClassMean
 from .folder import check_hashes, read_rows, read_run_json
-from ..stream.stream import Stream
+from ..stream.value import Stream
 from ..train.build import make_network
 from ..train.checkpoints import DAMAGE, load_checked
 

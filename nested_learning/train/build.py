@@ -30,7 +30,8 @@ from ..model.levels import assign_levels
 from ..model.networks import Classifier
 from ..optim.averages import Consolidation
 from ..optim.nested import NestedOptimizer
-from ..stream.stream import Stream, make_stream
+from ..stream.stream import make_stream
+from ..stream.value import Stream
 from .learner import Learner, Loop
 
 # %% ../../nbs/74_build.ipynb #bea08d2b
