@@ -232,7 +232,7 @@ def _draw(axes, rows, name):
         axes.plot(after[task:], curves.mean(0), **style, label=f'task {task}')
     accuracy = 100 * np.mean([row['accuracy'] for row in rows])
     forgotten = 100 * np.mean([row['forgetting'] for row in rows])
-    axes.set_title(f'{name}\naverage accuracy {accuracy:.0f}%, forgetting {forgotten:.0f}%', fontsize=9)
+    axes.set_title(f'{name}\naccuracy {accuracy:.0f}%, forgetting {forgotten:.0f}%', fontsize=9)
     axes.set(xlabel='after task', xticks=after, ylim=(-3, 103))
     axes.spines[['top', 'right']].set_visible(False)
 
@@ -240,7 +240,7 @@ def _draw(axes, rows, name):
 def figure(
     results,  # results file
     out,  # PNG to write
-    methods=('fine_tune', 'consolidated'),  # names in the results file, one panel each
+    methods=('fine_tune', 'nested', 'er', 'consolidated'),  # names in the results file, one panel each
 ) -> Path:  # `out`
     "Draw how accuracy on each task goes on while later tasks are learned, one panel per method."
     _need('matplotlib')
@@ -250,7 +250,7 @@ def figure(
     absent = [name for name in methods if name not in loaded['methods']]
     if absent:
         raise ValueError(f'methods = {absent}: not in {results}; it holds {list(loaded["methods"])}')
-    picture = Figure(figsize=(3.6 * len(methods), 2.9), layout='constrained')
+    picture = Figure(figsize=(2.9 * len(methods) + 0.7, 2.9), layout='constrained')
     for axes, name in zip(picture.subplots(1, len(methods), sharey=True, squeeze=False)[0], methods):
         _draw(axes, loaded['methods'][name], name)
     picture.axes[0].set_ylabel('accuracy on the task, class-IL [%]')
