@@ -11,7 +11,16 @@ __all__ = ['Real', 'Positive', 'NotNegative', 'Ratio', 'Count', 'AtLeastOne', 'P
 # %% ../../nbs/01_schema.ipynb #82091aba
 from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_serializer,
+)
 
 # %% ../../nbs/01_schema.ipynb #82c40ec7
 def _number(value):
@@ -45,6 +54,21 @@ class Section(BaseModel):
     "Hold a group of keys: frozen, and closed to unknown ones."
 
     model_config = ConfigDict(frozen=True, extra='forbid', protected_namespaces=())
+
+    def model_copy(
+        self,
+        *,
+        update=None,  # name -> value; the values are checked when the copy is read as part of a whole
+        deep: bool = False,  # copy what the values hold, too?
+    ):  # another section
+        "Copy with other values; a name that is no key is refused here as well."
+        for name in update or ():
+            if name not in type(self).model_fields and self.model_config['extra'] == 'forbid':
+                allowed = ', '.join(type(self).model_fields)
+                raise ValueError(f'{name} = {update[name]!r}: unknown key; allowed: {allowed}')
+        return super().model_copy(update=update, deep=deep)
+
+    copy = model_copy  # pydantic's older name
 
 # %% ../../nbs/01_schema.ipynb #cc1882f5
 Name = Annotated[StrictStr, Field(min_length=1)]  # of a component: a short name, module:object or a library's
@@ -132,6 +156,18 @@ class DatasetOptions(Section):
     max_bad: Optional[Ratio] = Field(
         None, description='largest share of unreadable images that are skipped; null: 0.01'
     )
+    test_share: Optional[Annotated[Real, Field(gt=0, lt=1)]] = Field(
+        None,
+        description='share of each class for test, where the folder has no test part; null: 0.2, or 0.1 '
+        'for ImageNet256',
+    )
+    split_seed: Optional[Count] = Field(None, description='decides which images these are; null: 2026')
+
+    @model_serializer(mode='wrap')
+    def _leave_out_nulls(self, write) -> dict:
+        "Leave out null where a key came later: what does not give it keeps its hash."
+        values = write(self)
+        return {key: v for key, v in values.items() if v is not None or key in ('in_memory', 'max_bad')}
 
 
 class Data(Section):
@@ -172,7 +208,7 @@ class Data(Section):
         'eval_every or save_best_model asks for it, else 0',
     )
     dataset_options: DatasetOptions = Field(
-        DatasetOptions(), description='how image files are read: {in_memory, max_bad}'
+        DatasetOptions(), description='how image files are read: {in_memory, max_bad, test_share, split_seed}'
     )
     augment: Optional[Name] = Field(
         None,

@@ -69,10 +69,15 @@ def _kept_split(
     seed: int,  # decides which
 ) -> tuple:  # (train rows, test rows) among `rows`
     "Split a tree as it says, else as it was split before, else by name; keep the split."
+    usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
     if tree.num_train is not None:
+        if not usual:
+            raise ValueError(
+                f'test_share = {share}, split_seed = {seed}: have no effect, since {printable(tree.root)} '
+                'has a test part; leave them out'
+            )
         return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
     files = [tree.files[row] for row in rows]
-    usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
     path = Path(tree.root) / CACHE / ('split.json' if usual else f'split-{share}-{seed}.json')
     key = hashlib.sha256('\n'.join(files).encode(errors='surrogateescape')).hexdigest()[:32]
     if record := read_record(path, key):

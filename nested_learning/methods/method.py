@@ -151,6 +151,7 @@ class Method:
     needs_averages = None  # windows and periods of the averages that it learns from, unless others are given
     needs_boundaries = False  # is it told when a task ends?
     needs_generator = False  # is it given a random generator of its own?
+    learns_online = True  # does it learn from each batch as it comes? Else the keys of training mean nothing
     memory_policy = 'reservoir'  # what its memory keeps, unless it is told otherwise
     columns = ()  # what the memory stores beside images, labels and samples: 'logits'
     remembers = ()  # names of its own attributes that its future depends on; saved with its state

@@ -237,6 +237,7 @@ class GDumb(ER):
     "Train a new network on the memory whenever asked; learn nothing from the stream (Prabhu et al. 2020)."
 
     needs_generator = True
+    learns_online = False
     memory_policy = 'greedy'  # balances the classes
     remembers = ('initial', 'start')
 
