@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Batch', 'choose_rows', 'open_set_loss', 'confidence', 'zero_loss', 'read_out', 'copy_state', 'Method', 'forward',
-           'with_logits', 'update', 'ER']
+           'row_statistics', 'with_logits', 'update', 'ER']
 
 # %% ../../nbs/51_method.ipynb #5ec6033f
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -251,15 +251,18 @@ def forward(
     if not len(learned):
         return learned, None, zero_loss(method.model)
     inputs = method.view(learned.images)
-    with _fixed_statistics(method.model) if len(learned) == 1 else nullcontext():
+    with row_statistics(method.model, len(learned)):
         logits = method.model(inputs)
     return learned, logits, method.objective(learned, inputs, logits)
 
 
 @contextmanager
-def _fixed_statistics(model):
-    "Let batch norm use its running statistics inside the block: a single row has none of its own."
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+def row_statistics(
+    model,  # in training mode
+    rows: int,  # of the inputs that are forwarded inside the block
+):
+    "Let batch norm use its running statistics inside the block for a single row, which has none of its own."
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and rows == 1]
     for layer in layers:
         layer.eval()
     try:

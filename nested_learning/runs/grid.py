@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, NamedTuple, Optional, Union
 
 import pandas as pd
@@ -111,8 +112,12 @@ class Grid(Section):
             parts.append(f'{{{key}}}' if isinstance(values[0], str) else f'{key}={{{key}}}')
         template = self.name or '-'.join(parts) or 'run'
         try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+            unknown = [field for field in fields if field not in keys]
+            if unknown:
+                raise KeyError(unknown[0])
             return f'{template.format(**keys)}-seed{keys["seed"]}'
-        except (LookupError, ValueError) as e:
+        except (LookupError, ValueError, TypeError) as e:
             raise ConfigError(
                 f'name = {self.name!r}: knows no {e}; allowed in braces: {", ".join(keys)}'
             ) from None
