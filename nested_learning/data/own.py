@@ -71,11 +71,6 @@ def _kept_split(
     "Split a tree as it says, else as it was split before, else by name; keep the split."
     usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
     if tree.num_train is not None:
-        if not usual:
-            raise ValueError(
-                f'test_share = {share}, split_seed = {seed}: have no effect, since {printable(tree.root)} '
-                'has a test part; leave them out'
-            )
         return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
     files = [tree.files[row] for row in rows]
     path = Path(tree.root) / CACHE / ('split.json' if usual else f'split-{share}-{seed}.json')
@@ -112,11 +107,14 @@ def load_folder(
     num_workers=None,  # threads that decode; None: one for each CPU, 8 at most
     prefetch_factor: int = 2,  # announced batches that are decoded ahead
     max_bad: float = 0.01,  # share of the files that may be damaged; they are left out
-    test_share: float = _TEST_SHARE,  # of each class, in (0, 1), where the tree has no test part
-    split_seed: int = _SPLIT_SEED,  # decides which images these are
+    test_share=None,  # of each class, in (0, 1), where the tree has no test part; None: `usual_share`
+    split_seed=None,  # decides which images these are; None: 2026
+    usual_share: float = _TEST_SHARE,  # what `test_share` is for this kind of tree
 ) -> Dataset:
     "Load a tree of class folders."
-    check_number('test_share', test_share, lambda share: 0 < share < 1, 'between 0 and 1')
+    share = usual_share if test_share is None else test_share
+    seed = _SPLIT_SEED if split_seed is None else split_seed
+    check_number('test_share', share, lambda share: 0 < share < 1, 'between 0 and 1')
     if in_memory not in (None, True, False):
         raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
     if num_workers is None:
@@ -138,7 +136,12 @@ def load_folder(
             stacklevel=3,
         )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
-    train, test = _kept_split(tree, rows, test_share, split_seed)
+    if tree.num_train is not None and (test_share, split_seed) != (None, None):
+        raise ValueError(
+            f'test_share = {test_share}, split_seed = {split_seed}: have no effect, since '
+            f'{printable(tree.root)} has a test part; leave them out'
+        )
+    train, test = _kept_split(tree, rows, share, seed)
     if pixels is None:
         train, test = subset(split, rows[train]), subset(split, rows[test])
     else:
