@@ -87,6 +87,23 @@ def _kept_split(
     return train, test
 
 
+def _choose_split(
+    tree,  # list of files
+    test_share,  # asked for; None: the usual one
+    split_seed,  # asked for; None: the usual one
+    usual_share: float,
+) -> tuple:  # share, seed
+    "Complete what was asked for; refuse to split a tree that is split already."
+    if tree.num_train is not None and (test_share, split_seed) != (None, None):
+        raise ValueError(
+            f'test_share = {test_share}, split_seed = {split_seed}: have no effect, since '
+            f'{printable(tree.root)} has a test part; leave them out'
+        )
+    share = usual_share if test_share is None else test_share
+    check_number('test_share', share, lambda share: 0 < share < 1, 'between 0 and 1')
+    return share, _SPLIT_SEED if split_seed is None else split_seed
+
+
 def _check_every_class(
     part,  # a split
     name: str,  # 'train' or 'test'
@@ -112,14 +129,12 @@ def load_folder(
     usual_share: float = _TEST_SHARE,  # what `test_share` is for this kind of tree
 ) -> Dataset:
     "Load a tree of class folders."
-    share = usual_share if test_share is None else test_share
-    seed = _SPLIT_SEED if split_seed is None else split_seed
-    check_number('test_share', share, lambda share: 0 < share < 1, 'between 0 and 1')
     if in_memory not in (None, True, False):
         raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, 8)
     tree = list_images(data_dir)
+    share, seed = _choose_split(tree, test_share, split_seed, usual_share)
     split = ImageFiles(
         tree.root, tree.files, tree.labels, image_size, num_workers, prefetch_factor, pin_memory
     )
@@ -136,11 +151,6 @@ def load_folder(
             stacklevel=3,
         )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
-    if tree.num_train is not None and (test_share, split_seed) != (None, None):
-        raise ValueError(
-            f'test_share = {test_share}, split_seed = {split_seed}: have no effect, since '
-            f'{printable(tree.root)} has a test part; leave them out'
-        )
     train, test = _kept_split(tree, rows, share, seed)
     if pixels is None:
         train, test = subset(split, rows[train]), subset(split, rows[test])
