@@ -88,6 +88,16 @@ EFFECTS = {
         0.0,
         dict(dataset_name='ImageFolder', num_tasks=2, batch_size=4),
     ),
+    'data.dataset_options.test_share': (
+        'stream',
+        0.4,
+        dict(dataset_name='ImageFolder', num_tasks=2, batch_size=4, replay_batch_size=4, memory_size=10),
+    ),
+    'data.dataset_options.split_seed': (
+        'weights',
+        1,
+        dict(dataset_name='ImageFolder', num_tasks=2, batch_size=4, replay_batch_size=4, memory_size=10),
+    ),
     'data.augment': ('weights', 'none', {}),
     'training.learning_rate': ('weights', 0.04, {}),
     'training.level_lr': ('weights', [0.05, 0.01], {}),

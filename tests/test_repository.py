@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from conftest import ROOT
 
 import nested_learning
 from nested_learning.config.load import load_config, parameters_cell
+from nested_learning.runs.grid import plan_runs, read_grid
 
 TOP = {'nbs', 'nested_learning', 'tests', 'settings.ini', 'setup.py', 'README.md', '_quarto.yml'}
 TOP |= {'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff'}
@@ -256,6 +258,17 @@ def test_configurations():
         'NestedOptimizer',
         True,
     )
+
+
+def test_studies_and_grids():
+    "Each variant of a study, and each grid, is a configuration of keys that count."
+    for path in (ROOT / 'nbs/runs/studies').glob('*.yaml'):
+        study = yaml.safe_load(path.read_text(encoding='utf-8'))
+        for variant in study['variants'].values():
+            own = dict(variant, memory_size=400) if variant.get('memory_size') == 'bytes' else variant
+            assert load_config(study['base'], **own, data_dir='images').data.data_dir == 'images'
+    for path in (ROOT / 'nbs/runs/grids').glob('*.yaml'):
+        assert plan_runs(read_grid(path))
 
 
 def test_parameters_list_every_key(notebooks):

@@ -147,7 +147,8 @@ def _method_contradictions(
             f'continual_learning.memory_size = 0: method {cl.method} replays from a memory; '
             'give it a size, or use fine_tune'
         )
-    if replays and isinstance(cl.memory_size, int) and 0 < cl.memory_size < cl.replay_batch_size:
+    draws = replays and c.learns_online and isinstance(cl.memory_size, int)
+    if draws and 0 < cl.memory_size < cl.replay_batch_size:
         yield (
             f'continual_learning.memory_size = {cl.memory_size}: smaller than replay_batch_size = '
             f'{cl.replay_batch_size}; enlarge the one or lower the other'

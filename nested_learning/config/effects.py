@@ -42,6 +42,7 @@ def asked_for(
 def _idle_keys(c, given: dict):  # of (key, why)
     "List the keys that change nothing, asked for or not."
     yield from _idle_levels(c)
+    yield from _idle_training(c, given)
     yield from _idle_data(c)
     yield from _idle_memory(c, given)
     yield from _idle_averages(c)
@@ -63,8 +64,32 @@ def _idle_levels(c):
             yield 'model.num_cms_levels', why
         if t.inner != t.optimizer:
             yield 'training.inner', f'the optimizer ({t.optimizer}) is flat and stands alone'
+    elif t.level_lr is not None and m.head_period == m.periods[0]:
+        yield 'training.learning_rate', 'level_lr gives each level its own'
     if not t.use_amp:
         yield 'training.amp_dtype', 'use_amp = false'
+
+# %% ../../nbs/06_effects.ipynb #c8328e44
+def _idle_training(c, given: dict):
+    "List what a method leaves unused that learns nothing from the stream."
+    m, t = c.model, c.training
+    if c.learns_online:
+        return
+    why = f'method {c.continual_learning.method} learns nothing from the stream (its method_options train it)'
+    for key in ('learning_rate', 'level_lr', 'reduction', 'weight_decay', 'inner', 'inner_options'):
+        yield f'training.{key}', why
+    for key in ('gradient_clip', 'updates_per_batch', 'on_nonfinite', 'amp_dtype'):
+        yield f'training.{key}', why
+    for key in ('use_amp', 'compile'):
+        if getattr(t, key):
+            yield f'training.{key}', why
+    for key in ('levels', 'reset'):
+        yield f'model.network_options.{key}', why
+    yield 'continual_learning.replay_batch_size', why
+    has_norm = 'norm' in getattr(network_class(m.network, m.use_nested_learning), 'options', ())
+    if not has_norm or asked_for(given, 'model.network_options.norm') is not None:  # else they decide it
+        for section, key in (('model', 'periods'), ('model', 'head_period'), ('training', 'optimizer')):
+            yield f'{section}.{key}', why
 
 # %% ../../nbs/06_effects.ipynb #121cf716
 def _idle_data(c):
@@ -77,6 +102,8 @@ def _idle_data(c):
     if not has_files:
         for key in ('num_workers', 'prefetch_factor'):
             yield f'data.{key}', f'{name} decodes no image files'
+    if c.data.dataset_options.in_memory:
+        yield 'data.prefetch_factor', 'all images are decoded before the run begins (in_memory = true)'
     for option in DatasetOptions.model_fields:
         if option not in getattr(known, 'options', ()):
             yield f'data.dataset_options.{option}', f'{name} has no such option'

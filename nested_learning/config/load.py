@@ -85,6 +85,25 @@ class Config(Section):
             return NotImplemented
         return self.model_dump() == other.model_dump() and self.sources == other.sources
 
+    def model_copy(
+        self,
+        *,
+        update=None,  # section -> another one, whole
+        deep: bool = False,  # copy what the sections hold, too?
+    ) -> 'Config':
+        "Copy with other sections: the copy is what it says, not what was asked for before."
+        changes = dict(update or {})
+        for name in changes.keys() & SECTIONS.keys():
+            if not isinstance(changes[name], SECTIONS[name]):
+                raise ConfigError(
+                    f'{name} = {show_value(changes[name])}: a copy takes whole sections; use '
+                    'load_config(config, key=value) to change single keys'
+                )
+            changes = dict(given={}, idle={}) | changes
+        return super().model_copy(update=changes, deep=deep)
+
+    copy = model_copy
+
     @property
     def base_method(self) -> str:  # the method behind a preset's name
         "Name the rule of the loss."
@@ -100,6 +119,11 @@ class Config(Section):
     def replays(self) -> bool:
         "Does the method need a memory?"
         return bool(getattr(self.method_class, 'needs_memory', False))
+
+    @property
+    def learns_online(self) -> bool:
+        "Does the method learn from each batch as it comes?"
+        return bool(getattr(self.method_class, 'learns_online', True))
 
     @property
     def schedule(self) -> str:  # the strategy by the stream's name for it

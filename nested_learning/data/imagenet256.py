@@ -274,13 +274,12 @@ def load_imagenet256(
     data_dir,  # folder of the data set
     image_size=None,  # side or (height, width) [pixels]; None: as they are, 256 x 256
     pin_memory: bool = False,  # give batches in page-locked memory, if there is a GPU
-    test_share: float = 0.1,  # of each class, in (0, 1)
     **options,  # of `own.load_folder`
 ) -> Dataset:
     "Load what `nl-setup imagenet256` has set up."
     root = Path(data_dir).expanduser()
     expected = read_manifest(root)['images']
-    data = load_folder(root, image_size, pin_memory, test_share=test_share, **options)
+    data = load_folder(root, image_size, pin_memory, usual_share=0.1, **options)
     found = len(data.train) + len(data.test) + len(data.skipped)
     if found < expected:
         raise ValueError(

@@ -69,10 +69,10 @@ def _kept_split(
     seed: int,  # decides which
 ) -> tuple:  # (train rows, test rows) among `rows`
     "Split a tree as it says, else as it was split before, else by name; keep the split."
+    usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
     if tree.num_train is not None:
         return np.flatnonzero(rows < tree.num_train), np.flatnonzero(rows >= tree.num_train)
     files = [tree.files[row] for row in rows]
-    usual = (share, seed) == (_TEST_SHARE, _SPLIT_SEED)
     path = Path(tree.root) / CACHE / ('split.json' if usual else f'split-{share}-{seed}.json')
     key = hashlib.sha256('\n'.join(files).encode(errors='surrogateescape')).hexdigest()[:32]
     if record := read_record(path, key):
@@ -85,6 +85,23 @@ def _kept_split(
     except OSError:
         pass  # `load_pixels` has said that nothing can be written there
     return train, test
+
+
+def _choose_split(
+    tree,  # list of files
+    test_share,  # asked for; None: the usual one
+    split_seed,  # asked for; None: the usual one
+    usual_share: float,
+) -> tuple:  # share, seed
+    "Complete what was asked for; refuse to split a tree that is split already."
+    if tree.num_train is not None and (test_share, split_seed) != (None, None):
+        raise ValueError(
+            f'test_share = {test_share}, split_seed = {split_seed}: have no effect, since '
+            f'{printable(tree.root)} has a test part; leave them out'
+        )
+    share = usual_share if test_share is None else test_share
+    check_number('test_share', share, lambda share: 0 < share < 1, 'between 0 and 1')
+    return share, _SPLIT_SEED if split_seed is None else split_seed
 
 
 def _check_every_class(
@@ -107,16 +124,17 @@ def load_folder(
     num_workers=None,  # threads that decode; None: one for each CPU, 8 at most
     prefetch_factor: int = 2,  # announced batches that are decoded ahead
     max_bad: float = 0.01,  # share of the files that may be damaged; they are left out
-    test_share: float = _TEST_SHARE,  # of each class, in (0, 1), where the tree has no test part
-    split_seed: int = _SPLIT_SEED,  # decides which images these are
+    test_share=None,  # of each class, in (0, 1), where the tree has no test part; None: `usual_share`
+    split_seed=None,  # decides which images these are; None: 2026
+    usual_share: float = _TEST_SHARE,  # what `test_share` is for this kind of tree
 ) -> Dataset:
     "Load a tree of class folders."
-    check_number('test_share', test_share, lambda share: 0 < share < 1, 'between 0 and 1')
     if in_memory not in (None, True, False):
         raise ValueError(f'in_memory = {in_memory!r}: must be true, false, or null')
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, 8)
     tree = list_images(data_dir)
+    share, seed = _choose_split(tree, test_share, split_seed, usual_share)
     split = ImageFiles(
         tree.root, tree.files, tree.labels, image_size, num_workers, prefetch_factor, pin_memory
     )
@@ -133,7 +151,7 @@ def load_folder(
             stacklevel=3,
         )
     rows = np.array([row for row, file in enumerate(tree.files) if file not in bad])
-    train, test = _kept_split(tree, rows, test_share, split_seed)
+    train, test = _kept_split(tree, rows, share, seed)
     if pixels is None:
         train, test = subset(split, rows[train]), subset(split, rows[test])
     else:

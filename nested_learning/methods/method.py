@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Batch', 'choose_rows', 'open_set_loss', 'confidence', 'zero_loss', 'read_out', 'copy_state', 'Method', 'forward',
-           'with_logits', 'update', 'ER']
+           'row_statistics', 'with_logits', 'update', 'ER']
 
 # %% ../../nbs/51_method.ipynb #5ec6033f
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -151,6 +151,7 @@ class Method:
     needs_averages = None  # windows and periods of the averages that it learns from, unless others are given
     needs_boundaries = False  # is it told when a task ends?
     needs_generator = False  # is it given a random generator of its own?
+    learns_online = True  # does it learn from each batch as it comes? Else the keys of training mean nothing
     memory_policy = 'reservoir'  # what its memory keeps, unless it is told otherwise
     columns = ()  # what the memory stores beside images, labels and samples: 'logits'
     remembers = ()  # names of its own attributes that its future depends on; saved with its state
@@ -250,15 +251,18 @@ def forward(
     if not len(learned):
         return learned, None, zero_loss(method.model)
     inputs = method.view(learned.images)
-    with _fixed_statistics(method.model) if len(learned) == 1 else nullcontext():
+    with row_statistics(method.model, len(learned)):
         logits = method.model(inputs)
     return learned, logits, method.objective(learned, inputs, logits)
 
 
 @contextmanager
-def _fixed_statistics(model):
-    "Let batch norm use its running statistics inside the block: a single row has none of its own."
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+def row_statistics(
+    model,  # in training mode
+    rows: int,  # of the inputs that are forwarded inside the block
+):
+    "Let batch norm use its running statistics inside the block for a single row, which has none of its own."
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and rows == 1]
     for layer in layers:
         layer.eval()
     try:

@@ -15,7 +15,15 @@ from torch import nn
 from torch.func import functional_call
 
 from ..core import generator as named_generator
-from .method import ER, Batch, choose_rows, copy_state, open_set_loss, read_out
+from nested_learning.methods.method import (
+    ER,
+    Batch,
+    choose_rows,
+    copy_state,
+    open_set_loss,
+    read_out,
+    row_statistics,
+)
 from .regularisation import check_distillation, distillation, logits_with
 from ..optim.averages import module_tensors
 
@@ -141,7 +149,8 @@ class MIR(ER):
         inputs = self.view.plain(rows.images)
         weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-        logits = functional_call(self.model, {**weights, **buffers}, (inputs,))
+        with row_statistics(self.model, len(inputs)):
+            logits = functional_call(self.model, {**weights, **buffers}, (inputs,))
         loss = self.objective(rows, inputs, logits)
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         stepped = {}
@@ -237,6 +246,7 @@ class GDumb(ER):
     "Train a new network on the memory whenever asked; learn nothing from the stream (Prabhu et al. 2020)."
 
     needs_generator = True
+    learns_online = False
     memory_policy = 'greedy'  # balances the classes
     remembers = ('initial', 'start')
 
@@ -315,7 +325,9 @@ class GDumb(ER):
         for _ in range(self.epochs):
             for rows in torch.randperm(len(labels), generator=order).tensor_split(n):
                 rows = rows.to(device)
-                loss = F.cross_entropy(network(self.view(images[rows])), labels[rows])
+                with row_statistics(network, len(rows)):
+                    logits = network(self.view(images[rows]))
+                loss = F.cross_entropy(logits, labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -67,7 +67,8 @@ def bring(
         given['inner'] = optimizer
         if load_shared(config, **given).training.optimizer != 'NestedOptimizer':
             given['optimizer'] = optimizer
-    return config if isinstance(config, Config) and not given else load_config(config, **given)
+    is_checked = isinstance(config, Config) and config.given  # not so a copy with other values
+    return config if is_checked and not given else load_config(config, **given)
 
 
 def _again(run_dir: Path, **objects) -> Config:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Grid', 'read_entries', 'check_entries', 'read_grid', 'Planned', 'check_importable', 'configure', 'plan',
-           'plan_runs', 'open_batch', 'log', 'Holder', 'read_holder', 'run_or_resume', 'read_progress', 'read_state',
-           'tabulate', 'collect']
+           'plan_runs', 'check_effects', 'open_batch', 'log', 'Holder', 'read_holder', 'run_or_resume', 'read_progress',
+           'read_state', 'tabulate', 'collect']
 
 # %% ../../nbs/84_grid.ipynb #8950f501
 import itertools
@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, NamedTuple, Optional, Union
 
 import pandas as pd
@@ -111,8 +112,12 @@ class Grid(Section):
             parts.append(f'{{{key}}}' if isinstance(values[0], str) else f'{key}={{{key}}}')
         template = self.name or '-'.join(parts) or 'run'
         try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+            unknown = [field for field in fields if field not in keys]
+            if unknown:
+                raise KeyError(unknown[0])
             return f'{template.format(**keys)}-seed{keys["seed"]}'
-        except (LookupError, ValueError) as e:
+        except (LookupError, ValueError, TypeError) as e:
             raise ConfigError(
                 f'name = {self.name!r}: knows no {e}; allowed in braces: {", ".join(keys)}'
             ) from None
@@ -256,16 +261,21 @@ def plan_runs(
                 f'{keys!r}: means the same configuration as {runs[run.id].keys!r}; leave out one of the two'
             )
         runs[run.id] = run
-    _check_effects(list(runs.values()))
+    check_effects(runs.values())
     return list(runs.values())
 
 
-def _check_effects(runs: list):
+def check_effects(
+    runs,  # of `Planned`, one at least; no more of them are taken than need be
+):
     "Refuse keys that have no effect in any of the runs; one run is enough for a key that they share."
-    first, *others = [run.config.idle for run in runs]
-    idle = [line for key, line in first.items() if all(key in lines for lines in others)]
-    if idle:
-        raise ConfigError('\n'.join(idle) + (' (so it is in every run)' if others else ''))
+    idle = None
+    for number, run in enumerate(runs):
+        here = run.config.idle
+        idle = here if idle is None else {key: line for key, line in idle.items() if key in here}
+        if not idle:
+            return
+    raise ConfigError('\n'.join(idle.values()) + (' (so it is in every run)' if number else ''))
 
 # %% ../../nbs/84_grid.ipynb #d54109ea
 def open_batch(

@@ -6,6 +6,7 @@
 __all__ = ['Range', 'TuneOn', 'Search', 'read_search', 'tuning_keys', 'score', 'tune', 'tune_folder']
 
 # %% ../../nbs/87_search.ipynb #a26a7fa9
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin
@@ -20,7 +21,15 @@ from ..core import derive_seed, write_text
 from .engines import run_pool
 from .finished import Run
 from .folder import has_finished, update_run_json
-from .grid import Planned, check_entries, configure, plan, read_entries, read_state
+from nested_learning.runs.grid import (
+    Planned,
+    check_effects,
+    check_entries,
+    configure,
+    plan,
+    read_entries,
+    read_state,
+)
 from ..train.build import build
 
 # %% ../../nbs/87_search.ipynb #3309bd45
@@ -127,7 +136,7 @@ def read_search(
 ) -> Search:
     "Read what to search for; refuse to look at the reported streams."
     search = check_entries(Search, read_entries(path, 'search'), 'search')
-    tuning_keys(search)
+    check_effects(_outline(search, tuning_keys(search)))
     return search
 
 # %% ../../nbs/87_search.ipynb #32876d3e
@@ -180,6 +189,29 @@ def _first_tasks(search: Search, own: dict) -> dict:
     _class_order(configure(search.base, own | keys))  # says what is wrong with the share held out
     return keys
 
+
+def _outline(search: Search, fixed: dict):  # of `Planned`
+    "Plan the trials that have each choice and each end of a range together; leave out contradictions."
+    spaces = [_outmost(key, space) for key, space in search.keys.items()]
+    refused, planned = None, 0
+    for values in itertools.product(*spaces):
+        try:
+            run = plan(search.base, dict(zip(search.keys, values)) | fixed, 'trial')
+        except ConfigError as e:
+            refused = refused or e
+            continue
+        planned += 1
+        yield run
+    if not planned:
+        raise refused
+
+
+def _outmost(key: str, space) -> list:
+    "List the choices of a key, or the ends of its range."
+    if isinstance(space, list):
+        return space
+    return [_number_type(key)(end) for end in (space.high, space.low)]
+
 # %% ../../nbs/87_search.ipynb #beae2273
 def score(
     run,  # a finished run
@@ -219,9 +251,10 @@ def tune(
 ) -> pd.DataFrame:  # one row for each trial: number, keys, state, held-out accuracy, run folder
     "Search, or go on with a search."
     optuna = _import_optuna()
+    fixed = tuning_keys(search)
+    check_effects(_outline(search, fixed))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fixed = tuning_keys(search)
     study = optuna.create_study(direction='maximize')
     rows = []
     for start in range(0, search.trials, search.at_once):

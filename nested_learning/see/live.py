@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ..config.load import Config
 from ..config.schema import RATIOS
 from ..runs.experiment import branch, reopen
-from ..runs.folder import KINDS, list_parts, read_rows
+from ..runs.folder import KINDS, describe_end, list_parts, read_rows
 from ..stream.stream import Stream
 from ..train.knobs import KNOBS
 from ..train.learner import KnobChanged, StepDone, TaskEnded
@@ -140,7 +140,7 @@ class LiveRun:
         self.step = 0  # [steps] done
         self.version = 0  # counts changes
         self.refused = None  # why the last knob could not be set
-        self.ended = None  # 'finished', 'stopped' or 'failed'
+        self.ended = None  # as `describe_end` words it, 'stopped' or 'failed'
         self.error = None  # why it was stopped or has failed
         self.record = _Record()
         self.streams = []  # (step, stream): the stream from that step on
@@ -290,7 +290,7 @@ class LiveRun:
                     self._take(event)
                     if isinstance(event, (StepDone, KnobChanged)):
                         self._rest()
-            self._change(ended='finished')
+            self._change(ended=describe_end(drive.learner.steps, drive.learner.skipped))
         except Stopped as e:
             self._change(ended='stopped', error=str(e))
         except BaseException as e:

@@ -17,7 +17,7 @@ from ..config.components import ConfigError, find, network_class
 from ..config.contradictions import data_contradictions
 from ..config.load import PRESETS, Config
 from ..config.options import takes
-from ..config.schema import RATIOS
+from ..config.schema import RATIOS, Data
 from ..core import generator, pick_device, seeded
 from ..data.datasets import Known, load_dataset
 from ..data.ood import ood_images
@@ -312,6 +312,7 @@ def _check_length(config: Config, steps: int):
 
 def _warn(config: Config, stream: Stream, loop: Loop, memory: Memory | None):
     "Warn of what a run cannot show."
+    _warn_of_decoding(config)
     steps, cl = loop.steps(len(stream)), config.continual_learning
     for period in config.model.periods if config.training.optimizer == 'NestedOptimizer' else ():
         if steps // period < 20:
@@ -326,6 +327,20 @@ def _warn(config: Config, stream: Stream, loop: Loop, memory: Memory | None):
             f'memory_size = {cl.memory_size}: the memory can hold the whole stream of {len(stream)} rows, '
             'so nothing need be forgotten; use a smaller one'
         )
+
+
+def _warn_of_decoding(config: Config):
+    "Warn of keys for image files where the images are in memory."
+    d = config.data
+    if 'num_workers' in getattr(find('data set', d.dataset_name), 'options', ()):
+        return
+    for key in ('num_workers', 'prefetch_factor'):
+        value = getattr(d, key)
+        if value != Data.model_fields[key].default:
+            warnings.warn(
+                f'{key} = {value}: {d.dataset_name} is held in memory and decodes no image files, so this '
+                'has no effect; leave it out'
+            )
 
 
 def place(

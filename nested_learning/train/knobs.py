@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERIODS', 'RATE', 'KNOBS', 'set_periods', 'set_level_rates', 'set_rate', 'in_groups', 'in_loop', 'in_stream',
-           'set_replay', 'set_windows', 'no_levels', 'has_levels', 'no_replay', 'no_averages', 'fixed_stream',
-           'nothing_to_check', 'check_ratio', 'always', 'Control', 'Knob', 'ratio_knob']
+           'set_replay', 'set_windows', 'no_updates', 'no_levels', 'has_levels', 'no_replay', 'no_averages',
+           'fixed_stream', 'nothing_to_check', 'check_ratio', 'always', 'Control', 'Knob', 'ratio_knob']
 
 # %% ../../nbs/71_knobs.ipynb #8573d90c
 from dataclasses import dataclass, replace
@@ -71,10 +71,16 @@ def set_windows(learner, value, shown: int):
     learner.averages.windows = tuple(value['windows'])
 
 # %% ../../nbs/71_knobs.ipynb #90c3e11a
+def no_updates(config) -> str:
+    "Say why no update moves the weights that answer."
+    method = config.continual_learning.method
+    return '' if config.learns_online else f'method {method} learns nothing from the stream'
+
+
 def no_levels(config) -> str:
     "Say why a run has no levels."
     nested = config.training.optimizer == 'NestedOptimizer'
-    return '' if nested else f'{config.training.optimizer} has no levels'
+    return no_updates(config) if nested else f'{config.training.optimizer} has no levels'
 
 
 def has_levels(config) -> str:
@@ -84,7 +90,7 @@ def has_levels(config) -> str:
 
 def no_replay(config) -> str:
     "Say why a run replays nothing."
-    return '' if config.replays else 'this run replays nothing'
+    return no_updates(config) if config.replays else 'this run replays nothing'
 
 
 def no_averages(config) -> str:
@@ -181,6 +187,7 @@ KNOBS = {
     ),
     'learning_rate': Knob(
         set_rate,
+        no_updates,
         control=Control('Levels', 'learning rate, all', RATE, 'rate', low=1e-5, high=1),
         hidden=has_levels,
     ),
@@ -219,8 +226,8 @@ KNOBS = {
             high=1e6,
         ),
     ),
-    'weight_decay': Knob(in_groups('weight_decay')),
-    'gradient_clip': Knob(in_loop('gradient_clip')),
-    'updates_per_batch': Knob(in_loop('updates_per_batch')),
+    'weight_decay': Knob(in_groups('weight_decay'), no_updates),
+    'gradient_clip': Knob(in_loop('gradient_clip'), no_updates),
+    'updates_per_batch': Knob(in_loop('updates_per_batch'), no_updates),
     'eval_every': Knob(in_loop('eval_every')),
 }
