@@ -264,9 +264,14 @@ def test_studies_and_grids():
     "Each variant of a study, and each grid, is a configuration of keys that count."
     for path in (ROOT / 'nbs/runs/studies').glob('*.yaml'):
         study = yaml.safe_load(path.read_text(encoding='utf-8'))
-        for variant in study['variants'].values():
-            own = dict(variant, memory_size=400) if variant.get('memory_size') == 'bytes' else variant
-            assert load_config(study['base'], **own, data_dir='images').data.data_dir == 'images'
+        for part in study.get('parts', {'all': study}).values():
+            for name, variant in part['variants'].items():
+                own = {'method': name, **part.get('keys', {}), **variant}
+                own |= dict(dataset_name='ImageFolder', data_dir='images')
+                if own.get('memory_size') == 'bytes':
+                    own['memory_size'] = 400
+                assert own.pop('seeds', 1) > 0
+                assert load_config(study['base'], **own).data.data_dir == 'images'
     for path in (ROOT / 'nbs/runs/grids').glob('*.yaml'):
         assert plan_runs(read_grid(path))
 
