@@ -47,22 +47,22 @@ def _plain(value):
     return value
 
 
-Plain = Annotated[Any, BeforeValidator(_plain)]  # what a file can hold
-Side = Annotated[StrictInt, Field(ge=1, le=8192)]  # [pixels] of an image
+Plain = Annotated[Any, BeforeValidator(_plain)]  # a value that YAML can hold
+Side = Annotated[StrictInt, Field(ge=1, le=8192)]  # height or width of an image [pixels]
 
 
 class Section(BaseModel):
-    "Hold a group of keys: frozen, and closed to unknown ones."
+    "A frozen group of keys that refuses unknown ones."
 
     model_config = ConfigDict(frozen=True, extra='forbid', protected_namespaces=())
 
     def model_copy(
         self,
         *,
-        update=None,  # name -> value; the values are checked when the copy is read as part of a whole
-        deep: bool = False,  # copy what the values hold, too?
+        update=None,  # key -> value; `load_config` checks the values
+        deep: bool = False,  # copy the contents of the values, too?
     ):  # another section
-        "Copy with other values; a name that is no key is refused here as well."
+        "Copy the section with other values; raise for an unknown key."
         for name in update or ():
             if name not in type(self).model_fields and self.model_config['extra'] == 'forbid':
                 allowed = ', '.join(type(self).model_fields)
@@ -73,7 +73,7 @@ class Section(BaseModel):
 
 # %% ../../nbs/01_schema.ipynb #cc1882f5
 def _path(text: str) -> str:
-    "Refuse what no file can be called."
+    "Raise for a text that cannot be the path of a file."
     if '\0' in text:
         raise ValueError('must be a path, without a NUL character')
     return text
@@ -84,7 +84,7 @@ Name = Annotated[StrictStr, Field(min_length=1)]  # of a component: a short name
 
 
 class NetworkOptions(Section):
-    "Details of the network; those of a network of your own are passed on to it."
+    "Details of the network; other options are passed on to a network of your own."
 
     model_config = ConfigDict(frozen=True, extra='allow', protected_namespaces=())
     __pydantic_extra__: dict[str, Plain]
@@ -174,7 +174,7 @@ class DatasetOptions(Section):
 
     @model_serializer(mode='wrap')
     def _leave_out_nulls(self, write) -> dict:
-        "Leave out null where a key came later: what does not give it keeps its hash."
+        "Leave out newer keys that are null, so that older configurations keep their hash."
         values = write(self)
         return {key: v for key, v in values.items() if v is not None or key in ('in_memory', 'max_bad')}
 
@@ -226,7 +226,7 @@ class Data(Section):
 
 # %% ../../nbs/01_schema.ipynb #2c0e3a83
 class Training(Section):
-    "How gradients become moves."
+    "The optimizer, its learning rates, and the numerics."
 
     learning_rate: Positive = Field(
         1e-3, description='learning rate of every level that level_lr does not name'
@@ -302,7 +302,7 @@ class Averages(Section):
 
 
 class StreamOptions(Section):
-    "What only some strategies have; null: the strategy's default."
+    "Options that only some strategies have; null: the strategy's default."
 
     disjoint_ratio: Optional[Annotated[Real, Field(ge=0, le=1)]] = Field(
         None, description='share of classes that come in one task only (i-blurry, si-blurry)'
@@ -427,7 +427,7 @@ class KnobSetting(Section):
 
 
 class RunSection(Section):
-    "Where and how the run happens."
+    "Seed, folder, device and checkpoints of the run."
 
     seed: Count = Field(0, description='every random choice derives from it')
     stream_seed: Optional[Count] = Field(None, description='seed of the stream alone; null: seed')
@@ -452,7 +452,7 @@ REALISM = {
     'moderate': (0.1, 0.05, 0.05),
     'hard': (0.2, 0.1, 0.1),
 }  # blur, recurrence, ood
-ALLOWED = {  # schedule -> ratios that mean something in it
+ALLOWED = {  # schedule -> ratios that it uses
     'blurry': RATIOS,
     'split': (),
     'i-blurry': ('blur_ratio', 'ood_ratio'),
