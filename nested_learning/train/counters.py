@@ -48,7 +48,7 @@ class Passes:
             n = len(inputs[0])
             self.counts[self.phase] = [forward + n, backward + n * torch.is_grad_enabled()]
 
-        # the counting must stay out of a compiled network's graph; for other networks this guard only costs time
+        # keeps the counting out of a compiled network's graph; for other networks it would only cost time
         return count if network._compiled_call_impl is None else torch.compiler.disable(count)
 
 # %% ../../nbs/70_counters.ipynb #46f10b51
