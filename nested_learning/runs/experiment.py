@@ -503,7 +503,12 @@ def resume(
         return reopen(run_dir, **objects).exhaust(listeners, progress)
 
 # %% ../../nbs/82_experiment.ipynb #81cf7a74
-FREE = ('run_dir', 'device', 'checkpoint_every', 'keep_checkpoints')  # keys that do not change results
+FREE = (
+    'run_dir',
+    'device',
+    'checkpoint_every',
+    'keep_checkpoints',
+)  # keys that `fork` may change besides knobs
 
 
 def branch(

@@ -73,7 +73,7 @@ class Evaluated(Event):
     "Accuracies on each task, for each read-out (the weights, or an average of them)."
 
     after: int  # the task just ended, or in force
-    split: str  # 'test' at a task end, 'holdout' inside a task
+    split: str  # 'test' at task ends, 'holdout' at task ends and inside tasks
     accuracies: tuple  # of dicts: task, readout, class_il, task_il, n
 
     def rows(self) -> dict:
