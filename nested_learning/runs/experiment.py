@@ -503,12 +503,7 @@ def resume(
         return reopen(run_dir, **objects).exhaust(listeners, progress)
 
 # %% ../../nbs/82_experiment.ipynb #81cf7a74
-FREE = (
-    'run_dir',
-    'device',
-    'checkpoint_every',
-    'keep_checkpoints',
-)  # keys that `fork` may change besides knobs
+FREE = ('run_dir', 'device', 'checkpoint_every', 'keep_checkpoints')  # a fork may change these
 
 
 def branch(
