@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 
 from ..config.load import Config, ConfigError, load_config
+from ..core import check_count
 from .build import build
 from .counters import flops_per_image
 from .learner import Learner, StepDone
@@ -106,6 +107,7 @@ def match_budget(
     "Change a configuration so that it costs as much as another."
     if by not in ('flops', 'bytes'):
         raise ValueError(f"by = {by!r}: must be 'flops' or 'bytes'")
+    check_count('steps', steps, least=3)
     own, other = _probe(config, steps), _probe(reference, steps)
     if by == 'flops':
         updates = reference.training.updates_per_batch * other['flops'] / own['flops']
@@ -145,5 +147,10 @@ def _probe(config: Config, steps: int) -> dict:
         pass
     before = measure_flops(learner)['train_flops']
     made = sum(1 for _ in islice(done, steps - 2))
+    if not made:
+        raise ConfigError(
+            f'training.updates_per_batch = {config.training.updates_per_batch}: the run makes {learner.steps} '
+            'steps, and its cost is measured from the third one on; make it longer'
+        )
     flops = (measure_flops(learner)['train_flops'] - before) / made
     return dict(flops=flops, capacity=getattr(learner.memory, 'capacity', 0), **measure_bytes(learner))
