@@ -109,7 +109,7 @@ def shade(
     start: float,  # on the horizontal axis
     end: float,
     panel: str = '',  # '' for the first, '2' for the second
-) -> dict:  # of a figure's `shapes`
+) -> dict:  # entry of a figure's `shapes`
     "Describe a shaded rectangle over the height of a panel."
     return dict(
         type='rect',
