@@ -121,7 +121,7 @@ def _finish_steps(
     rows: int = None,  # panels, one below the other; None: the figure is one panel
     end: int = None,  # [steps] where the axis ends; None: with the last row
 ):
-    "Give all panels the axis of steps, and mark the tasks."
+    "Set the axis of steps in all panels, and mark the tasks."
     step = steps['step'].to_numpy()
     end = step[-1] if end is None else end
     fig.update_xaxes(showgrid=False, range=[step[0] - 0.5, end + 0.5])
