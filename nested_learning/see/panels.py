@@ -127,7 +127,7 @@ class Figure(anywidget.AnyWidget):
 
     def __init__(
         self,
-        figure: go.Figure,  # what it shows first
+        figure: go.Figure,  # shown first
     ):
         super().__init__(spec=specify(figure), library=_library())
         self.add_class('nl-figure')
@@ -343,7 +343,7 @@ def tile(
 # %% ../../nbs/910_panels.ipynb #6b6a09a2
 def style(
     box: W.Box,  # changed in place
-    *names: str,  # of styles of the panel, such as 'nl-bar'
+    *names: str,  # styles of the panel, such as 'nl-bar'
 ) -> W.Box:
     "Add styles of the panel to a box."
     for name in names:
@@ -385,7 +385,7 @@ def _file_name(
 
 
 def keep(
-    folder,  # where to, made if need be
+    folder,  # target folder, created if missing
     figures=(),  # of `Figure`, written as HTML
     pictures={},  # title -> PNG bytes
 ) -> list:  # paths
