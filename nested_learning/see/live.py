@@ -144,7 +144,7 @@ class LiveRun:
         self.error = None  # why it was stopped or has failed
         self.record = _Record()
         self.streams = []  # (step, stream): the stream from that step on
-        self.held = []  # of `Held`
+        self.held = []  # `Held` objects
         self.inside = 0.0  # [s] spent in steps
         self.outside = 0.0  # [s] spent on recording them
         self._last = 0.0  # [s] when the step before ended
