@@ -38,7 +38,7 @@ def _applies(key: str, config: Config) -> bool:
 # %% ../../nbs/913_controls.ipynb #82a00006
 def labelled(
     label: str,  # with its unit
-    tooltip: str,  # what it means
+    tooltip: str,  # its meaning
 ) -> dict:  # options of a widget
     "Return the options of a control: its label, and the look that all share."
     return dict(
@@ -156,7 +156,7 @@ class Controls:
 
     def __init__(
         self,
-        config: Config,  # what they show first
+        config: Config,  # shown first
         changed,  # called with key and value when a person or code moves a control
         begun: Config = None,  # its method and network stay among the choices; None: `config`
     ):
