@@ -168,7 +168,7 @@ class Preview:
         "Drop the data set."
         self.asked = self.data = None
 
-    def view(self, config: Config) -> View:  # of step 0
+    def view(self, config: Config) -> View:  # at step 0
         "Return the view at step 0 of a run of this configuration."
         if config.data != self.asked:
             self.data = load_data(config)
