@@ -36,7 +36,7 @@ class Story(NamedTuple):
 
     title: str  # on its button
     says: str  # two sentences: what happens
-    look: str  # where to look for it
+    look: str  # where to see it
     keys: dict  # of the configuration
     turns: tuple = ()  # (share of the run that is over, knob, value)
 
