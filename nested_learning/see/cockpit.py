@@ -39,8 +39,8 @@ from ..train.learner import Loop
 
 # %% ../../nbs/922_cockpit.ipynb #83a0000c
 def _write_table(
-    table: pd.DataFrame,  # of `compare`
-    settings: pd.DataFrame,  # of `list_differences`
+    table: pd.DataFrame,  # from `compare`
+    settings: pd.DataFrame,  # from `list_differences`
 ) -> str:  # HTML
     "Write the results of two runs, and the settings in which they differ."
     numbers = 'The differences in numbers come when both runs have ended a task.'
@@ -54,8 +54,8 @@ def _write_table(
 
 def _repeat(
     folder: Path,  # of a run
-    config: Config,  # of it
-) -> tuple:  # where to do it, code or command
+    config: Config,  # of the run
+) -> tuple:  # where to run it, code or command
     "Return the command that repeats a run, or code if it has components defined in a notebook."
     path, again = str(folder / 'config.yaml'), f'{folder}-repeated'
     named = json.dumps(config.model_dump(mode='json'))
