@@ -125,7 +125,7 @@ def _pick_rows(
 
 def _fetch_images(
     rows,  # a part of a stream's table, of one source
-    split,  # where training images come from; None: only OOD rows have images
+    split,  # source of the training images; None: only OOD rows have images
     seed: int,  # of the OOD images
     domains=None,  # name of the look of each task
 ) -> np.ndarray:  # (n, H, W) uint8
@@ -142,7 +142,7 @@ def _fetch_images(
 # %% ../../../nbs/931_apps_stream.ipynb #b9dbb8f3
 def _lay_samples(
     stream,  # a `Stream`
-    split,  # where training images come from; None: labels only
+    split,  # source of the training images; None: labels only
     n: int,  # images per source
     side: int,  # [pixels]
 ) -> tuple:  # canvas (H, W) with gaps of NaN; list of (x, y, words)
@@ -164,7 +164,7 @@ def _lay_samples(
 
 def _plot_samples(
     stream,  # a `Stream`
-    split=None,  # where training images come from; None: labels only
+    split=None,  # source of the training images; None: labels only
     n: int = 12,  # images per source
     side: int = 8,  # [pixels]
 ) -> go.Figure:  # a row for each source
