@@ -189,7 +189,7 @@ def _plot_moves(
 
 # %% ../../../nbs/932_apps_levels.ipynb #79183f90
 def _write_held(
-    held: dict,  # of `Cadence.held`
+    held: dict,  # from `Cadence.held`
 ) -> list:  # a sentence for each level
     "Describe what each level has gathered."
     return [
@@ -202,7 +202,7 @@ def _write_held(
 
 
 def _plot_held(
-    held: dict,  # of `Cadence.held`
+    held: dict,  # from `Cadence.held`
 ) -> go.Figure:  # a bar in a frame for each level
     "Show what each level has gathered of its period."
     names, text = list(held), _write_held(held)
@@ -244,7 +244,7 @@ def _finish_curves(
     title: str,
     unit: str,  # beside the vertical axis
 ) -> go.Figure:
-    "Give a figure of curves the common axis, and a legend."
+    "Set the common axis and the legend of a figure of curves."
     fig.update_xaxes(title='step', **_steps_axis(records))
     return fig.update_layout(
         template=TEMPLATE,
