@@ -185,7 +185,7 @@ def _ask(
 
 # %% ../../../nbs/933_apps_results.ipynb #02c7b1e5
 def _plot_confusion(
-    asked: SimpleNamespace,  # of `ask`
+    asked: SimpleNamespace,  # from `_ask`
 ) -> go.Figure:  # rows and columns in the order in which classes were learned
     "Show how often each class was taken for each other one."
     order = [c for classes in asked.task_classes for c in classes]
@@ -224,7 +224,7 @@ def _find_forgotten(
     place: str,  # folder of a run
     task: int,
     last: int,  # number of the last task
-) -> np.ndarray:  # of test images
+) -> np.ndarray:  # indices of test images
     "List the images of a task that were answered correctly once and wrongly at the end."
     then, now = _ask(place, task), _ask(place, last)
     return np.flatnonzero(
