@@ -74,7 +74,7 @@ def _pick_images(
 
 @torch.no_grad()
 def _find_correct(
-    learner,  # that rests
+    learner,  # at rest between two steps
     begun: int,  # tasks begun so far
 ) -> np.ndarray:  # (n,) bool
     "Return which test images of task 0 are classified correctly."
@@ -133,7 +133,7 @@ class SideBySide:
         self.names = [f'{letter}: {method}' for letter, method in zip(LETTERS, settings['methods'])]
         self.wanted = wanted
         self.speed = speed
-        self.made = []  # of `LiveRun`, as they are made
+        self.made = []  # `LiveRun` objects made so far
         self.lives = []  # the same, once all are made
         self.ends = None  # [steps] at the end of each task, set once they are made
         self.images = None  # (n, 1, h, w) uint8, the test images of task 0
@@ -151,7 +151,7 @@ class SideBySide:
         return min((live.step for live in self.lives), default=0)  # [steps] that all have done
 
     @property
-    def state(self) -> str:  # one of `cockpit.CAN`
+    def state(self) -> str:  # a key of `buttons.CAN`
         if self.error:
             return 'failed'
         if not self.lives:
