@@ -221,7 +221,7 @@ def tabulate(
 
 
 def write_table(
-    table: pd.DataFrame,  # of `tabulate`
+    table: pd.DataFrame,  # from `tabulate`
 ) -> str:  # HTML
     "Write the table; a dash stands for a number not measured yet."
     shown = table.to_html(float_format=lambda x: f'{x:.0f}', na_rep='-', border=0, classes='nl-numbers')
