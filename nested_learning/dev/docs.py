@@ -143,7 +143,7 @@ def _line(
 
 def _provenance(
     results: dict,  # as in a results file
-    path,  # of that file
+    path,  # of the results file
 ) -> str:  # Markdown
     "Write the source of the numbers: seeds, data, hardware, commit, file."
     seeds = ', '.join(str(seed) for seed in results['seeds'])
