@@ -48,7 +48,7 @@ TEMPLATE = go.layout.Template(
 # %% ../../nbs/900_look.ipynb #52aef4b5
 def check_columns(
     frame: pd.DataFrame,  # rows to be drawn
-    name: str,  # how the caller calls them
+    name: str,  # the caller's name for them
     *columns: str,  # columns that the picture reads
 ):
     "Refuse a frame that has no rows or lacks a column."
@@ -68,7 +68,7 @@ def thin(
 
 
 def colour(i: int, alpha: float = 1.0) -> str:
-    "Give the i-th colour of the palette, starting again after the last."
+    "Return the i-th colour of the palette, starting again after the last."
     code = COLOURS[i % len(COLOURS)]
     red, green, blue = (int(code[k : k + 2], 16) for k in (1, 3, 5))
     return f'rgba({red},{green},{blue},{alpha:g})'
@@ -109,7 +109,7 @@ def shade(
     start: float,  # on the horizontal axis
     end: float,
     panel: str = '',  # '' for the first, '2' for the second
-) -> dict:  # of a figure's `shapes`
+) -> dict:  # entry of a figure's `shapes`
     "Describe a shaded rectangle over the height of a panel."
     return dict(
         type='rect',
