@@ -150,7 +150,8 @@ def _probe(config: Config, steps: int) -> dict:
     if not made:
         raise ConfigError(
             f'training.updates_per_batch = {config.training.updates_per_batch}: '
-            f'the run makes {learner.steps} steps, and its cost is measured from the third one on; make it longer'
+            f'the run makes {learner.steps} steps, and its cost is measured from the third one on; '
+            'make it longer'
         )
     flops = (measure_flops(learner)['train_flops'] - before) / made
     return dict(flops=flops, capacity=getattr(learner.memory, 'capacity', 0), **measure_bytes(learner))
