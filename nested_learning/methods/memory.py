@@ -130,7 +130,7 @@ def draw_slots(
 
 
 def _draw_different(n: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw up to n different numbers below size, in random order; the cost of a small n does not grow with size.
+    """Draw up to n different numbers below size, in random order; for a small n the cost depends on n only.
 
     Takes one number from the generator for any n, so methods that draw more or less keep the same images."""
     seed = torch.randint(2**63 - 1, (), generator=generator).item()
