@@ -33,7 +33,7 @@ def _gradients_of(
 
 # %% ../../nbs/52_regularisation.ipynb #2a13867d
 class EWC(Method):
-    "Fine-tuning with a penalty on changes of important weights (Kirkpatrick et al. 2017; Chaudhry et al. 2018)."
+    "A penalty on changes of important weights (Kirkpatrick et al. 2017, EWC; Chaudhry et al. 2018, EWC++)."
 
     needs_boundaries = True
     remembers = ('updates', 'fisher', 'importance', 'anchor', 'window')
@@ -101,7 +101,7 @@ class EWC(Method):
         self.anchor = copy_state(self.parameters)
 
     def _update_fisher(self, gradients, batch_size: int):
-        "Add the squared gradients of a batch's mean loss to the running Fisher (Chaudhry et al. 2018, eq. 6)."
+        "Average a batch's squared mean gradient into the running Fisher (Chaudhry et al. 2018, eq. 6)."
         self.updates += 1
         weight = max(1 / self.updates, 1 - self.decay)
         torch._foreach_mul_(self.fisher, 1 - weight)
@@ -120,7 +120,7 @@ class EWC(Method):
 
 # %% ../../nbs/52_regularisation.ipynb #1f5b8dbb
 class SI(Method):
-    "Fine-tuning with a penalty on weights that lowered past losses (Zenke et al. 2017, synaptic intelligence)."
+    "A penalty on changes of weights that lowered past losses (Zenke et al. 2017, synaptic intelligence)."
 
     needs_boundaries = True
     remembers = ('integral', 'importance', 'anchor')
