@@ -331,7 +331,7 @@ class Memory:
         )
 
     def load_state_dict(self, state: dict):
-        "Go on from a saved state."
+        "Load a saved state."
         for name in ('capacity', 'policy'):
             own = getattr(self, name)
             if state[name] != own:

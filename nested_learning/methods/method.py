@@ -209,7 +209,7 @@ class Method:
         return dict(own=own, **{name: part.state_dict() for name, part in self._parts().items()})
 
     def load_state_dict(self, state: dict):
-        "Go on from a saved state."
+        "Load a saved state."
         device = next(self.model.parameters()).device
         for name in self.remembers:
             setattr(self, name, copy_state(state['own'][name], device))

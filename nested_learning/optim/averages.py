@@ -188,7 +188,7 @@ class Consolidation:
         self,
         state: dict,  # of the same averages of the same model
     ) -> None:
-        "Go on from a saved state."
+        "Load a saved state."
         self._check_saved(state)
         self.steps = state['steps']
         for level, saved in zip(self.levels, state['averages']):

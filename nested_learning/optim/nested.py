@@ -75,7 +75,7 @@ class ExactOptimizer(torch.optim.Optimizer):
         self,
         state_dict: dict,  # not changed
     ) -> None:
-        "Go on from a saved state, without torch's cast to the parameters' type."
+        "Load a saved state without torch's cast to the parameters' type."
         translated = {}  # the state after the hooks that run before loading
 
         def check(optimizer, state):

@@ -48,7 +48,7 @@ class StreamConfig:
         self._complete_order()
 
     def _set(self, name: str, value):
-        "Set a field of this frozen object while it is made."
+        "Set a field of this frozen object during its construction."
         object.__setattr__(self, name, value)
 
     def _complete_counts(self):
@@ -114,7 +114,7 @@ class StreamConfig:
             self._complete_domains()
 
     def _complete_domains(self):
-        "Check the domains, or take the first ones; there is one for each task."
+        "Check the domains, or fill in the first ones, one for each task."
         count = self.num_tasks or (5 if self.domains is None else len(self.domains))
         names = tuple(DOMAINS)[:count] if self.domains is None else tuple(self.domains)
         unknown = [name for name in names if name not in DOMAINS]
