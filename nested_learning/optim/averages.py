@@ -38,6 +38,11 @@ def module_tensors(
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+def _check_window(window: float):
+    allowed = 'above 0; below 1 a share of the run so far, from 1 on a number of updates'
+    check_number('window', window, lambda window: window > 0, allowed)
+
+
 class RunningAverage(AveragedModel):
     "A running average of a model's weights, in `module`; `window` sets how far back it reaches."
 
@@ -48,8 +53,7 @@ class RunningAverage(AveragedModel):
         period: int = 1,  # [steps] between two updates
         buffers: str = 'average',  # what to do with BatchNorm's statistics: 'average' or 'copy'
     ):
-        allowed = 'above 0; below 1 a share of the run so far, from 1 on a number of updates'
-        check_number('window', window, lambda window: window > 0, allowed)
+        _check_window(window)
         check_choice('buffers', buffers, ('average', 'copy'))
         for name, tensor in module_tensors(model).items():
             if tensor.is_floating_point() and tensor.element_size() < 4:
@@ -125,6 +129,10 @@ class Consolidation:
 
     @windows.setter
     def windows(self, windows):
+        if len(windows) != len(self.levels):
+            raise ValueError(f'windows = {windows}: must be {len(self.levels)}, one for each average')
+        for window in windows:
+            _check_window(window)
         for level, window in zip(self.levels, windows):
             level.window = window
 
