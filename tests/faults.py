@@ -53,6 +53,7 @@ def begin(task):
     if child:
         return child
     code = 1
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell lets what it starts in the background ignore it
     try:
         sys.stdout = open(os.devnull, 'w')
         task()
