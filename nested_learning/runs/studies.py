@@ -203,8 +203,8 @@ def gather_results(
 def find_file(
     name: str,  # path relative to `nbs/runs`, such as 'configs/digits.yaml'
 ) -> Path:  # None: not found
-    "Find a file of `nbs/runs` from the top of the repository, from `nbs` or from `nbs/runs`."
-    for folder in ('nbs/runs', 'runs', '.'):
+    "Find a file of `nbs/runs` from the top of the repository, from `nbs`, or from a folder in it."
+    for folder in ('nbs/runs', 'runs', '.', '../runs'):
         if Path(folder, name).is_file():
             return Path(folder, name)
     return None
