@@ -9,6 +9,7 @@ __all__ = ['NOTEBOOK', 'Kernel', 'has_ended', 'run_in_kernel', 'Bars', 'stop_run
 import itertools
 import json
 import os
+import queue
 import signal
 import socket
 import tempfile
@@ -104,7 +105,10 @@ class Kernel:
         except RuntimeError as e:  # the kernel died
             self.close()
             return f'{type(e).__name__}: {e}'
-        run_sync(self._forget)()
+        try:
+            run_sync(self._forget)()
+        except (RuntimeError, TimeoutError, queue.Empty):  # it died just after the notebook
+            self.close()
         return error
 
     async def _forget(self):
