@@ -58,6 +58,7 @@ TABLES = {  # kind -> {short name: path}, or the path of such a table
         'lwf': 'nested_learning.methods.regularisation:LwF',
         'er': 'nested_learning.methods.method:ER',
         'er_ace': 'nested_learning.methods.rehearsal:ERACE',
+        'er_prior': 'nested_learning.methods.rehearsal:ERPrior',
         'der_pp': 'nested_learning.methods.rehearsal:DERpp',
         'mir': 'nested_learning.methods.rehearsal:MIR',
         'cls_er': 'nested_learning.methods.rehearsal:CLSER',

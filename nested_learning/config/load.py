@@ -58,6 +58,9 @@ PRESETS = {
     'nested_consolidated': dict(
         base='er', means=dict(use_nested_learning=True), usual=dict(consolidation=dict(windows=[0.1]))
     ),
+    'steady': dict(
+        base='er_prior', means=dict(use_nested_learning=False), usual=dict(consolidation=dict(windows=[0.05]))
+    ),
     'iid': dict(base='fine_tune', means=dict(strategy='iid')),
     'joint': dict(
         base='gdumb',
