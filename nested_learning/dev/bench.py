@@ -90,9 +90,10 @@ def configure(
 def make_learner(
     case: Case,
     data,  # of `make_data`
+    **more,  # keys of the configuration
 ) -> Learner:
     "Build a learner whose evaluations take no time: they are no part of what is compared."
-    learner = build(configure(case, data), data)
+    learner = build(configure(case, data, **more), data)
     learner.evaluate = lambda task, split='test': Evaluated(learner.steps, task, split, ())
     return learner
 
@@ -103,11 +104,11 @@ def bare_loop(
     "Learn a stream as a script would."
     network, view, optimizer = learner.model, learner.method.view, learner.optimizer
     order, size = learner.batches.sample, learner.loop.batch_size
-    images = torch.as_tensor(learner.fetch.split.images)[order]
-    labels = torch.as_tensor(learner.fetch.split.labels)[order]
+    images = torch.as_tensor(learner.fetch.split.images)[order].to(learner.device)
+    labels = torch.as_tensor(learner.fetch.split.labels)[order].to(learner.device)
     capacity = 0 if learner.memory is None else learner.memory.capacity
-    kept = torch.empty(capacity, *images.shape[1:], dtype=torch.uint8)
-    kept_labels = torch.empty(capacity, dtype=torch.int64)
+    kept = images.new_empty(capacity, *images.shape[1:])
+    kept_labels = labels.new_empty(capacity)
     seen = 0
     for new, new_labels in zip(images.split(size), labels.split(size)):
         shown, targets = new, new_labels
