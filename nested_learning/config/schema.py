@@ -333,9 +333,9 @@ class ContinualLearning(Section):
 
     method: Optional[Name] = Field(
         None,
-        description='a method (fine_tune, ewc, si, lwf, er, er_ace, er_prior, der_pp, mir, cls_er, mkd, gdumb), a '
-        'preset (nested, nested_er, consolidated, nested_consolidated, steady, iid, joint) or module:object; '
-        'null: er with levels, or fine_tune without memory',
+        description='a method (fine_tune, ewc, si, lwf, er, er_ace, er_prior, der_pp, mir, cls_er, mkd, '
+        'gdumb), a preset (nested, nested_er, consolidated, nested_consolidated, steady, iid, joint) or '
+        'module:object; null: er with levels, or fine_tune without memory',
     )
     method_options: dict[StrictStr, Plain] = Field(
         {}, description='options of the method, such as {strength: 100} for ewc'
