@@ -220,7 +220,7 @@ def main(original, device, steps, most, cases, settings, out):
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     more = {key: int(value) for key, value in (setting.split('=') for setting in settings)}
-    record = {name: describe_environment()[name] for name in ('hardware', 'versions', 'commit')}
+    record = {name: describe_environment(device)[name] for name in ('hardware', 'versions', 'commit')}
     parts = {
         'steps': lambda: [compare_steps(name, device) for name in cases or SMALL],
         'original': lambda: measure_original(original, device, steps, **more),
