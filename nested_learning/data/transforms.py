@@ -35,7 +35,7 @@ def shift(
 
     def draw(n):
         numbers = torch.randint(n, (B, 1), generator=generator, device=generator.device)
-        return numbers.to(images.device)
+        return numbers.to(images.device, non_blocking=True)
 
     rows = torch.arange(H, device=images.device) + draw(2 * (H // 8) + 1)  # (B, H)
     left = draw(2 * (W // 8) + 1)  # (B, 1)

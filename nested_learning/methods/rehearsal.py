@@ -56,7 +56,7 @@ class ERACE(ER):
         "Mask old classes that are not in the batch, in rows with a class."
         absent = torch.zeros(logits.shape[1], dtype=torch.bool)
         absent[self.seen] = True
-        absent = absent.to(logits.device)
+        absent = absent.to(logits.device, non_blocking=True)
         absent[labels[labels >= 0]] = False
         return logits.masked_fill(absent & (labels >= 0)[:, None], torch.finfo(logits.dtype).min)
 
