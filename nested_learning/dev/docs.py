@@ -29,7 +29,7 @@ import plotly.io as pio
 
 from ..core import write_atomic, write_text
 from ..measure.metrics import mean_interval, show_interval
-from ..runs.studies import compare_readouts
+from ..measure.statistics import compare_readouts
 
 # %% ../../nbs/990_docs.ipynb #d06c88f6
 _PLOTLY = 'application/vnd.plotly.v1+json'  # the form in which a notebook saves a plotly figure
