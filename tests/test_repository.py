@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -115,6 +116,35 @@ def test_title_cells(notebooks):
         [path for path, title in titles.items() if not re.fullmatch(r'# [^\n]+\n\n> [^\n]+', title.strip())],
         'the first Markdown cell must be "# Title", an empty line, "> promise", and nothing else',
     )
+
+
+def sidebar_pages(contents):
+    "The paths and patterns of a list of the sidebar, in order."
+    for entry in [contents] if isinstance(contents, str) else contents:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            yield from sidebar_pages(entry.get('contents', []))
+
+
+def test_sidebar_holds_each_page_once(notebooks):
+    sections = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
+    patterns = list(sidebar_pages(sections['contents']))
+    found = {path: sum(fnmatch(path, pattern) for pattern in patterns) for path in notebooks}
+    none([f'{path}: {n} times' for path, n in found.items() if n != 1], 'mend the sidebar in _quarto.yml')
+    none([pattern for pattern in patterns if not any(fnmatch(path, pattern) for path in notebooks)])
+
+
+def test_tutorials_lead_on(notebooks):
+    "Each tutorial says what it takes, and ends with a link to the next one in the sidebar."
+    sections = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']
+    order = [path for path in sidebar_pages(sections['contents']) if path.startswith('tutorials/')]
+    texts = {path: [cell.source for cell in notebooks[path] if not cell.code] for path in order}
+    none([path for path in order if not re.match(r'\*Takes [^*]+\*\n', texts[path][1])], 'time and needs')
+    for path, following in zip(order, order[1:]):
+        links = re.findall(r'\*\*Next:\*\* \[[^]]+\]\(([^)]+)\)', '\n'.join(texts[path]))
+        assert links == [following.removeprefix('tutorials/')], f'{path} leads to {links}'
+    assert '**Next:**' in '\n'.join(texts[order[-1]])
 
 
 def test_no_star_imports(notebooks):
