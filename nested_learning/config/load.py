@@ -155,7 +155,7 @@ class Config(Section):
         if asked is not None or self.schedule == 'table':
             return asked
         total = len(order) if order else num_classes
-        return total and total // self.data.num_tasks
+        return total and max(1, total // self.data.num_tasks)
 
     def stream_config(
         self,
