@@ -136,6 +136,7 @@ def kill_twice(tmp_path, grid):
     "Start a batch, kill it twice in the middle of runs, let it end; finished runs must not be touched again."
     path, folder, runs = write_grid(tmp_path, grid)
     before, struck, untold = set(), set(), set()
+    unborn = {}  # run -> lines that it begins, of batches killed before it had written anything
 
     def due():
         "Runs to strike; the second time some must have finished."
@@ -153,12 +154,14 @@ def kill_twice(tmp_path, grid):
         untold |= {name for name in ended if not times(folder, name, 'finished')}  # killed before that line
         before |= ended
         struck |= set(names) - before
+        waiting = [run.name for run in runs if read_state(folder, run)['state'] == 'waiting']
+        unborn |= {name: times(folder, name, 'begins') for name in waiting}
     records = last_written(folder, before)
     assert f'{len(runs)} finished' in end(start('resume', folder, '--workers', 2))
     assert finished(folder, runs) == {run.name for run in runs}
     assert records == last_written(folder, before)
     for planned in runs:
-        assert times(folder, planned.name, 'begins') == 1
+        assert times(folder, planned.name, 'begins') == 1 + unborn.get(planned.name, 0)
         assert times(folder, planned.name, 'finished') == (planned.name not in untold)
     logs = [(folder / name / 'log.txt').read_text() for name in struck]
     assert before and any('goes on from checkpoint' in text for text in logs)
