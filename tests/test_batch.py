@@ -20,6 +20,7 @@ from nested_learning.runs.experiment import run
 from nested_learning.runs.finished import Run
 from nested_learning.runs.folder import is_held, lock_of
 from nested_learning.runs.grid import open_batch, plan_runs, read_holder, read_state
+from nested_learning.train.checkpoints import list_checkpoints
 
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 # as the installed command begins: without the current folder among those of modules
@@ -134,7 +135,8 @@ def last_written(folder, names):
 def kill_twice(tmp_path, grid):
     "Start a batch, kill it twice in the middle of runs, let it end; finished runs must not be touched again."
     path, folder, runs = write_grid(tmp_path, grid)
-    before, struck = set(), set()
+    before, struck, untold = set(), set(), set()
+    unborn = {}  # run -> lines that it begins, of batches killed before it had written anything
 
     def due():
         "Runs to strike; the second time some must have finished."
@@ -148,14 +150,19 @@ def kill_twice(tmp_path, grid):
         process.kill()
         process.wait()
         wait_for(lambda: nobody_works(folder, runs), 30)  # no kernel trains on
-        before |= finished(folder, runs)
+        ended = finished(folder, runs) - before
+        untold |= {name for name in ended if not times(folder, name, 'finished')}  # killed before that line
+        before |= ended
         struck |= set(names) - before
+        waiting = [run.name for run in runs if read_state(folder, run)['state'] == 'waiting']
+        unborn |= {name: times(folder, name, 'begins') for name in waiting}
     records = last_written(folder, before)
     assert f'{len(runs)} finished' in end(start('resume', folder, '--workers', 2))
     assert finished(folder, runs) == {run.name for run in runs}
     assert records == last_written(folder, before)
     for planned in runs:
-        assert times(folder, planned.name, 'begins') == 1 and times(folder, planned.name, 'finished') == 1
+        assert times(folder, planned.name, 'begins') == 1 + unborn.get(planned.name, 0)
+        assert times(folder, planned.name, 'finished') == (planned.name not in untold)
     logs = [(folder / name / 'log.txt').read_text() for name in struck]
     assert before and any('goes on from checkpoint' in text for text in logs)
     return folder, runs
@@ -379,7 +386,7 @@ def test_study_interrupted(tmp_path):
     for place in places:
         last = Run(place).steps.step.iloc[-1]
         assert Run(place).info['status'] == 'stopped', said
-        assert [path.name for path in place.glob(f'checkpoint-*{last}.pt')], 'saved after its present step'
+        assert last in list_checkpoints(place), 'saved after its present step'
 
 
 def papermill(*words):

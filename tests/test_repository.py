@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import nested_learning
 from nested_learning.config.load import load_config, parameters_cell
+from nested_learning.data import kaggle
 from nested_learning.runs.grid import plan_runs, read_grid
 
 TOP = {'nbs', 'nested_learning', 'tests', 'settings.ini', 'setup.py', 'README.md', '_quarto.yml'}
@@ -312,6 +313,12 @@ def test_parameters_list_every_key(notebooks):
     assert cell.source.splitlines()[1:] == parameters_cell().splitlines()[1:], (
         'copy nested_learning.config.load.parameters_cell() into nbs/runs/one_run.ipynb'
     )
+
+
+def test_oldest_client_of_kaggle():
+    "The module refuses what the package does not ask for."
+    declared = (ROOT / 'settings.ini').read_text(encoding='utf-8')
+    assert f'kaggle>={kaggle._OLDEST}\n' in declared
 
 
 def test_no_path_of_a_machine(files):

@@ -113,6 +113,14 @@ def store_credentials(
     return _short(path)
 
 # %% ../../nbs/15_kaggle.ipynb #49ff1aa1
+_OLDEST = '2.2.4'  # client: earlier ones resume without asking whether the archive has changed
+
+
+def _numbers(version: str) -> list:  # of int
+    "Split a version such as 2.2.4rc1 for comparison; what follows the third number does not count."
+    return [int(number) for number in re.findall(r'\d+', version)[:3]]
+
+
 def _masked(text: str) -> str:
     "Remove keys and signatures from a text."
     text = re.sub(r'\?[^\s\'")]*', '', text)
@@ -143,12 +151,12 @@ def _client_class():
     except (Exception, SystemExit) as error:
         raise KaggleError(
             f'the client cannot be imported ({_masked(str(error))}): '
-            'pip install "kaggle>=2", with Python 3.11 or later'
+            f'pip install "kaggle>={_OLDEST}", with Python 3.11 or later'
         ) from None
-    if int(kaggle.__version__.split('.')[0]) < 2:
+    if _numbers(kaggle.__version__) < _numbers(_OLDEST):
         raise KaggleError(
-            f'the client is kaggle {kaggle.__version__}: 2 or later is needed (Python 3.11 or later), '
-            'pip install "kaggle>=2"'
+            f'the client is kaggle {kaggle.__version__}: {_OLDEST} or later is needed '
+            f'(Python 3.11 or later), pip install "kaggle>={_OLDEST}"'
         )
     module.exit = sys.exit  # the shell's own `exit` would close the standard input
     return module.KaggleApi

@@ -472,16 +472,21 @@ def read_state(
     place = Path(folder) / run.name
     step, of = read_progress(folder, run)
     row = dict(state='waiting', step=step, of=of, accuracy=None, seconds=None, error=None)
-    if not claimed and (is_held(lock_of(place)) or is_held(lock_of(place, 'claim'))):
-        return row | dict(state='running')
+    running = row | dict(state='running')
+    if not claimed and is_held(lock_of(place)):
+        return running
+    held = not claimed and is_held(lock_of(place, 'claim'))  # asked first: the outcome is then the newer
     try:
-        return row | _read_outcome(place, _read_record(Path(folder) / f'{run.name}.ipynb'))
+        outcome = row | _read_outcome(place, _read_record(Path(folder) / f'{run.name}.ipynb'))
     except (OSError, ValueError, KeyError, TypeError) as e:  # any fault in one folder
-        return row | dict(state='damaged', error=f'{type(e).__name__}: {e}')
+        outcome = row | dict(state='damaged', error=f'{type(e).__name__}: {e}')
+    if held and not has_finished(outcome['state']):
+        return running
+    return outcome
 
 
 def _read_outcome(place: Path, record: _Record) -> dict:
-    "Read the state of a run that no process works on."
+    "Read the state of a run from its record and `run.json`."
     row = {}
     info = read_run_json(place) if (place / 'run.json').is_file() else {}
     ended = has_finished(info.get('status', ''))
