@@ -98,6 +98,8 @@ def test_site(notebooks, tmp_path):
     assert 'id="derive_seed"' in pages['core.html'] and 'Derive the seed of one purpose' in pages['core.html']
     assert '<summary>Source</summary>' in pages['core.html'] and 'Plotly.newPlot' in pages['docs.html']
     assert '#| export' not in pages['core.html']
+    assert not [name for name, text in pages.items() if 'https://cdn.plot.ly' in text]
+    assert (tmp_path / 'site/site_libs/plotly.min.js').is_file()
     linked = re.findall(r'href="([^"#]+\.html)"[^>]*sidebar-link', pages['index.html'])
     assert set(linked) == set(pages)
 

@@ -578,6 +578,27 @@ def _drop_numbers(folder):
         path.rename(path.with_name(_NUMBER.sub(r'\1', path.name)))
 
 
+_FROM_NETWORK = re.compile(r'<script[^>]*src="https://cdn\.plot\.ly/[^>]*></script>')
+
+
+def _keep_plotly(
+    built: Path,  # folder of the built site; changed in place
+):
+    "Put plotly.js into the site, once, and load it from there once on each page with a figure."
+    from plotly.offline import get_plotlyjs
+
+    library = built / 'site_libs' / 'plotly.min.js'
+    for path in built.rglob('*.html'):
+        text = path.read_text(encoding='utf-8')
+        if not _FROM_NETWORK.search(text):
+            continue
+        if not library.is_file():
+            write_text(library, get_plotlyjs())
+        source = posixpath.relpath('site_libs/plotly.min.js', path.parent.relative_to(built).as_posix())
+        text = _FROM_NETWORK.sub(f'<script src="{source}"></script>', text, count=1)
+        path.write_text(_FROM_NETWORK.sub('', text), encoding='utf-8')
+
+
 def _settle_anchors(folder, address):
     "Redirect links to methods and private names, which have no anchor, to their class or page."
     anchors = {path.name: _Page(path).anchors for path in folder.glob('*.html')}
@@ -617,6 +638,7 @@ def site(
         built = process / settings['doc_path']
         _drop_numbers(built)
         _settle_anchors(built, address)
+        _keep_plotly(built)
         dead = _dead_links(built, {address: built, source: root})
         if dead:
             raise ValueError('dead links in the docs site: ' + '; '.join(dead))
