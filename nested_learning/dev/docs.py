@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'STUDY_COLUMNS', 'plotly_html', 'FoldSource', 'load_result
 import argparse
 import ast
 import hashlib
+import html
 import importlib
 import json
 import os
@@ -266,7 +267,7 @@ def study_sentence(
 
 # %% ../../nbs/990_docs.ipynb #2f4558a2
 # package -> extra of this project that installs it
-_EXTRAS = {'matplotlib': 'dev', 'nbdev': 'dev', 'smalldocs': 'docs'}
+_EXTRAS = {'latex2mathml': 'docs', 'matplotlib': 'dev', 'nbdev': 'dev', 'smalldocs': 'docs'}
 _TASK_COLOURS = (
     '#0072B2',
     '#E69F00',
@@ -599,6 +600,31 @@ def _keep_plotly(
         path.write_text(_FROM_NETWORK.sub('', text), encoding='utf-8')
 
 
+_FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.DOTALL)
+_KATEX = re.compile(r'<link[^>]*/katex@[^>]*>|<script[^>]*/katex@[^>]*></script>')
+
+
+def _set_maths(
+    built: Path,  # folder of the built site; changed in place
+):
+    "Turn formulas into MathML, which browsers typeset without a script; raise if one cannot be turned."
+    convert = _need('latex2mathml.converter').convert
+    for path in built.rglob('*.html'):
+        text = path.read_text(encoding='utf-8')
+
+        def typeset(found):
+            tex = html.unescape(found[2]).strip()
+            made = convert(tex, display='inline' if found[1] == 'inline' else 'block')
+            if unknown := re.search(r'\\[A-Za-z]+', made):
+                raise ValueError(
+                    f'{path.name}: {unknown[0]} in the formula {tex} cannot be typeset; write it otherwise'
+                )
+            return f'<span class="math {found[1]}">{made}</span>'
+
+        if _FORMULA.search(text):
+            path.write_text(_KATEX.sub('', _FORMULA.sub(typeset, text)), encoding='utf-8')
+
+
 def _settle_anchors(folder, address):
     "Redirect links to methods and private names, which have no anchor, to their class or page."
     anchors = {path.name: _Page(path).anchors for path in folder.glob('*.html')}
@@ -639,6 +665,7 @@ def site(
         _drop_numbers(built)
         _settle_anchors(built, address)
         _keep_plotly(built)
+        _set_maths(built)
         dead = _dead_links(built, {address: built, source: root})
         if dead:
             raise ValueError('dead links in the docs site: ' + '; '.join(dead))
