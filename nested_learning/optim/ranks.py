@@ -36,8 +36,9 @@ class Alone:
         "The logits (B, K) of all inputs (B, ...)."
         return model(inputs)
 
-    def part(self, gradients: list):
-        "Make gradients of the loss this process's part of their sum, in place."
+    def divide(self, loss):
+        "A loss divided by the number of processes, over which its gradients are summed."
+        return loss
 
     def sum(self, tensors: list):
         "Sum tensors over the processes, in place."
@@ -45,15 +46,15 @@ class Alone:
     def keep_first(self, tensors: list):
         "Set tensors to 0, in place, in all processes but the first."
 
-    def say(self, word: str):
-        "Tell the other processes what to do after a step: one of `WORDS`."
+    def lead(self, word: str):
+        "Send the other processes what follows a step: one of `WORDS`."
 
-    def tell(self, value=None):
-        "Return the value that the first process gives."
+    def broadcast(self, value=None):
+        "Return the value that the first process passes."
         return value
 
-    def speaks(self) -> bool:
-        "Whether this process is the one to say why a run failed."
+    def reports(self) -> bool:
+        "Whether this process is the one that reports why a run failed."
         return True
 
     def check(self, method, optimizer):
@@ -75,12 +76,12 @@ class Ranks(Alone):
 
     def __init__(
         self,
-        store=None,  # of `torch.distributed`, which outlives the processes; for `speaks`
+        store=None,  # of `torch.distributed`, which outlives the processes; for `reports`
     ):
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.store = store
-        self.caught = []  # signals that this process was sent
+        self.caught = []  # signals sent to this process
 
     def share(self, rows):
         return rows[self.rank :: self.size]
@@ -108,8 +109,8 @@ class Ranks(Alone):
             own.register_hook(lambda gradient: gradient * self.size)
         return whole[:, :-1].to(own.dtype).index_copy(0, rows, own)
 
-    def part(self, gradients: list):
-        torch._foreach_div_(gradients, self.size)
+    def divide(self, loss):
+        return loss / self.size
 
     def sum(self, tensors: list):
         if not tensors:
@@ -123,23 +124,23 @@ class Ranks(Alone):
         if tensors and not self.is_first:
             torch._foreach_zero_(tensors)
 
-    def say(self, word: str = 'step') -> str:  # the word of the first process
+    def lead(self, word: str = 'step') -> str:  # the word of the first process
         number = torch.tensor(WORDS.index(word))
         self._exchange(dist.broadcast, number, 0)
         return WORDS[number]
 
-    def tell(self, value=None):
+    def broadcast(self, value=None):
         values = [value]
         self._exchange(dist.broadcast_object_list, values, 0, device=torch.device('cpu'))
         return values[0]
 
-    def speaks(self) -> bool:
-        if not self.is_first:  # time for the process that failed first, and for the first one
+    def reports(self) -> bool:
+        if not self.is_first:  # the first process may be about to report
             try:
-                self.store.wait(['said'], timedelta(seconds=2))
+                self.store.wait(['reported'], timedelta(seconds=2))
             except dist.DistStoreError:
                 pass
-        return self.store.add('said', 1) == 1
+        return self.store.add('reported', 1) == 1
 
     def check(self, method, optimizer):
         for reason in _refusals(method, optimizer):

@@ -167,7 +167,7 @@ class Drive:
             if isinstance(event, StepDone):
                 if self.task_end or every and event.step % every == 0:
                     self.save()
-                self.learner.ranks.say('step')
+                self.learner.ranks.lead('step')
             clock, cpu = time.perf_counter(), time.process_time()
 
     def _share_start(self):
@@ -176,12 +176,12 @@ class Drive:
         if ranks.size > 1:
             self.recorder.log(f'{ranks.size} processes train together')
             update_run_json(self.folder, processes=ranks.size)
-            ranks.tell((self.config.model_dump(mode='json'), self.learner.state_dict()))
+            ranks.broadcast((self.config.model_dump(mode='json'), self.learner.state_dict()))
             ranks.sum([torch.zeros(1)])  # waits until the others are ready
 
     def save(self):
         "Write the rows recorded so far, then a checkpoint."
-        self.learner.ranks.say('save')
+        self.learner.ranks.lead('save')
         self.learner.settle()
         self.recorder.flush()
         save_checkpoint(
@@ -254,7 +254,7 @@ class Drive:
     def _stop(self, number: int):
         "Write a checkpoint and end the process as the signal demands."
         self.save()
-        self.learner.ranks.say('stop')
+        self.learner.ranks.lead('stop')
         text = (
             f'stopped by {signal.Signals(number).name} after step {self.learner.steps}; '
             f'resume({str(self.folder)!r}) goes on from there'

@@ -340,6 +340,7 @@ class Learner:
 
     def _backward(self, loss) -> tuple:  # norm of the gradient, NaN if parts of it wait; is it finite?
         "Compute the gradient: unscaled, and summed over the processes where that cannot wait."
+        loss = self.ranks.divide(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         gradients = [p.grad for p in self._weights() if p.grad is not None]
         waiting, intact = [], True
@@ -353,7 +354,6 @@ class Learner:
 
     def _sum(self, gradients: list, waiting: list) -> tuple:  # the summed ones; are the others finite?
         "Sum gradients over the processes, except those that wait."
-        self.ranks.part(gradients)
         parts = {id(gradient) for gradient in waiting}
         due = [gradient for gradient in gradients if id(gradient) not in parts]
         lost = torch.tensor(float(not math.isfinite(total_norm(waiting))), device=self.device)

@@ -37,11 +37,11 @@ def joined():
         try:
             yield ranks
         except Exception:
-            if ranks.speaks():
+            if ranks.reports():
                 raise
             sys.exit(1)
         if ranks.is_first:
-            ranks.tell(None)  # no more runs
+            ranks.broadcast(None)  # no more runs
     dist.destroy_process_group()
 
 
@@ -54,16 +54,16 @@ def _join() -> Ranks:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     group = dict(store=dist.PrefixStore('group', store), rank=rank, world_size=size)
     dist.init_process_group(backend, timeout=_PATIENCE, **group)
-    return Ranks(dist.PrefixStore('said', store))
+    return Ranks(dist.PrefixStore('reports', store))
 
 # %% ../../nbs/76_processes.ipynb #c46f1982
 def follow(
     ranks: Ranks,  # of a process that is not the first
 ):
     "Train with the first process in the runs that it makes, until it has no more or stops."
-    given = ranks.tell()
+    given = ranks.broadcast()
     while given is not None and _train(load_config(**given[0]), given[1], ranks):
-        given = ranks.tell()
+        given = ranks.broadcast()
 
 
 def _train(config: Config, state: dict, ranks: Ranks) -> bool:  # did the run reach its end?
@@ -76,7 +76,7 @@ def _train(config: Config, state: dict, ranks: Ranks) -> bool:  # did the run re
         for event in learner.run():
             if not isinstance(event, StepDone):
                 continue
-            while (word := ranks.say()) == 'save':
+            while (word := ranks.lead()) == 'save':
                 learner.settle()
             if word == 'stop':
                 return False
