@@ -17,6 +17,7 @@ from ..core import forked_random
 from .metrics import false_accept, ood_auroc
 from ..methods.method import confidence
 from ..optim.averages import FORWARD_IMAGES, evaluating
+from ..optim.ranks import ALONE, Alone
 
 # %% ../../nbs/63_evaluation.ipynb #fbf1c031
 def count_correct(
@@ -46,6 +47,7 @@ def evaluate(
     begun: int,  # tasks begun so far
     tasks=None,  # tasks to test; None: all
     batch_size: int = None,  # images per forward pass; None: as many as suit the device
+    ranks: Alone = ALONE,  # the processes that share the images
 ) -> tuple:  # of dicts: task, readout, class_il, task_il, n
     "Measure class-IL and task-IL accuracy of each task and read-out."
     T = len(task_classes)
@@ -59,7 +61,7 @@ def evaluate(
     with forked_random(), ExitStack() as modes:
         for module in modules.values():
             modes.enter_context(evaluating(module))
-        for chunk in _chunks(indices, batch_size or _forward_images(device)):
+        for chunk in _chunks(ranks.share(indices), batch_size or _forward_images(device)):
             images = view.plain(split.batch(chunk).to(device))
             labels = torch.as_tensor(split.labels[chunk], device=device)
             of_task = torch.as_tensor(task_of[split.labels[chunk]], device=device)
@@ -68,6 +70,7 @@ def evaluate(
                 masks = _class_masks(task_classes, logits.shape[1]).to(device)
                 counts[name] += count_correct(logits, labels, of_task, masks, has_begun)
                 lost[name] += logits.isnan().any(1).sum()
+    ranks.sum([*counts.values(), *lost.values()])
     _report_lost(lost, len(indices))
     rows = []
     for task in tasks:
@@ -160,6 +163,7 @@ def evaluate_ood(
     view,  # its `plain` form is used
     classes,  # classes begun so far
     batch_size: int = None,  # images per forward pass; None: as many as suit the device
+    ranks: Alone = ALONE,  # the processes that share the images
 ) -> tuple:  # of dicts: readout, ood_auroc, false_accept, n
     "Measure how well confidence separates known images from OOD images (Hendrycks and Gimpel 2017)."
     known = np.flatnonzero(np.isin(split.labels, list(classes)))
@@ -167,8 +171,8 @@ def evaluate_ood(
     rows = []
     for name, module in modules.items():
         pair = (
-            _confidences(module, split, known, view, batch_size),
-            _confidences(module, ood_test, unknown, view, batch_size),
+            _confidences(module, split, known, view, batch_size, ranks),
+            _confidences(module, ood_test, unknown, view, batch_size, ranks),
         )
         row = dict(ood_auroc=ood_auroc(*pair), false_accept=false_accept(*pair))
         rows.append(dict(readout=name, **row, n=len(unknown)))
@@ -181,10 +185,15 @@ def _confidences(
     indices: np.ndarray,  # (n,) of its images
     view,  # its `plain` form is used
     batch_size: int,  # images per forward pass; None: as many as suit the device
+    ranks: Alone = ALONE,  # the processes that share the images
 ) -> torch.Tensor:  # (n,) on the CPU
     "Return the confidence in each image."
     device = next(module.parameters()).device
+    own = ranks.share(np.arange(len(indices)))
     parts = []
-    for chunk in _chunks(indices, batch_size or _forward_images(device)):
+    for chunk in _chunks(indices[own], batch_size or _forward_images(device)):
         parts.append(confidence(module, view.plain(split.batch(chunk).to(device))))
-    return torch.cat(parts).cpu()
+    found = torch.zeros(len(indices))
+    found[own] = torch.cat(parts).cpu()
+    ranks.sum([found])
+    return found

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..config.schema import OOD_POLICIES
 from .memory import Memory
 from ..optim.averages import FORWARD_IMAGES, NearestClassMean, evaluating
+from ..optim.ranks import ALONE, Alone
 
 # %% ../../nbs/51_method.ipynb #d29d889c
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class Method:
     needs_boundaries = False  # is `end_task` called when a task ends?
     needs_generator = False  # does its constructor take a random `generator`?
     learns_online = True  # does it learn from each batch? If not, the keys of training have no effect
+    chooses_by_outputs = False  # do the rows it learns from depend on the network's outputs?
     memory_policy = 'reservoir'  # default policy of its memory
     columns = ()  # what the memory stores besides images, labels and samples: 'logits'
     remembers = ()  # names of the attributes that are saved with its state
@@ -245,6 +247,7 @@ class Method:
 def forward(
     method: Method,  # computes the loss
     batch: Batch,  # rows of the stream
+    ranks: Alone = ALONE,  # the processes that share the computation of the logits
 ) -> tuple:  # the composed `Batch` (n rows), its logits (n, K) or None without rows, the loss
     "Compose a batch, pass it through the model, and compute the objective."
     learned = method.compose(batch)
@@ -252,7 +255,7 @@ def forward(
         return learned, None, zero_loss(method.model)
     inputs = method.view(learned.images)
     with row_statistics(method.model, len(learned)):
-        logits = method.model(inputs)
+        logits = ranks.logits(method.model, inputs, learned.samples)
     return learned, logits, method.objective(learned, inputs, logits)
 
 

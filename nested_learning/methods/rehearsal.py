@@ -147,6 +147,8 @@ class DERpp(ER):
 class MIR(ER):
     "ER of the images that the batch would harm most (Aljundi et al. 2019, maximally interfered retrieval)."
 
+    chooses_by_outputs = True
+
     def __init__(
         self,
         *lent,  # as in `ER`

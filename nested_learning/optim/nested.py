@@ -284,7 +284,7 @@ class NestedOptimizer(ExactOptimizer):
     @staticmethod
     def _check_layout(group, inner):
         "Refuse dense gradients in a level with SparseAdam, before any is gathered."
-        if group['period'] == 1 and not group['gathered']:
+        if not NestedOptimizer._waits(group):
             return  # the optimizer itself refuses them
         for p in group['params']:
             if isinstance(inner, torch.optim.SparseAdam) and p.grad is not None and not p.grad.is_sparse:
@@ -293,9 +293,14 @@ class NestedOptimizer(ExactOptimizer):
                     'SparseAdam takes sparse ones; use Adam'
                 )
 
+    @staticmethod
+    def _waits(group) -> bool:
+        "Whether a level adds the next gradients to its buffers, instead of moving by them as they are."
+        return group['period'] > 1 or group['gathered'] > 0
+
     def _gather(self, group, inner):
         "Add this step's gradients to the buffers of a level; return whether the level is due."
-        if group['period'] == 1 and not group['gathered']:
+        if not self._waits(group):
             return True  # no buffers: the level moves by `.grad` as it is
         group['gathered'] += 1
         fresh = [p for p in group['params'] if p.grad is not None]
@@ -363,8 +368,21 @@ class NestedOptimizer(ExactOptimizer):
         if holding:
             sums = [self.state[p]['grad_sum'] for p in holding]
             reduced = torch._foreach_div(sums, REDUCTIONS[group['reduction']](group['gathered']))
+            self.combine(reduced)
             for p, grad in zip(holding, reduced):
                 p.grad = grad.to(p.dtype)
+
+    def combine(self, gradients: list):
+        "Complete, in place, the gradients of a level that moves; `Learner` sums them over its processes."
+
+    def waiting(self) -> list:  # of parameters
+        "The parameters of the levels that will gather the next gradients."
+        return [p for group in self.param_groups if self._waits(group) for p in group['params']]
+
+    def gathered(self) -> list:  # of (*) tensors, the buffers themselves
+        "The sums of gathered gradients, in the order of the parameters."
+        params = [p for group in self.param_groups for p in group['params']]
+        return [self.state[p]['grad_sum'] for p in params if p in self.state]
 
     def pending(self) -> dict:  # name -> [steps]
         "The number of steps that each level has gathered since it last moved."

@@ -19,6 +19,7 @@ import pandas as pd
 from ..config.load import ConfigError, load_config
 from ..core import write_atomic
 from ..measure import metrics
+from ..optim.ranks import LostProcess
 from .engines import estimate, run_pool, run_ray
 from .finished import Run
 from .folder import has_finished
@@ -33,6 +34,7 @@ from nested_learning.runs.grid import (
 )
 from .search import tune_folder
 from ..train.learner import NonFinite
+from ..train.processes import follow, joined
 
 # %% ../../nbs/89_commands.ipynb #c5cbba75
 class _PlainErrors:
@@ -104,14 +106,20 @@ def run_one(config, pairs):
     The run folder is run_dir, or a new one in _runs/. To resume a run that was stopped, give the same
     command again, with its run_dir. Exit code: 0 if the run is finished, 1 if it failed, 2 if the request
     is wrong, 130 after Ctrl-C.
+
+    Several processes train one network: torchrun --nproc-per-node 2 -m nested_learning CONFIG [KEY=VALUE]...
     """
-    keys = _read_pairs(pairs)
     try:
-        click.echo(_outcome(run_or_resume(load_config(config, **keys))))
+        with joined() as ranks:
+            if ranks.is_first:
+                config = load_config(config, **_read_pairs(pairs))
+                click.echo(_outcome(run_or_resume(config, ranks=ranks)))
+            else:
+                follow(ranks)
     except KeyboardInterrupt as e:
         click.echo(str(e) or 'stopped', err=True)
         sys.exit(130)
-    except (NonFinite, OSError) as e:
+    except (NonFinite, OSError, LostProcess) as e:
         click.echo(f'failed: {e}', err=True)
         sys.exit(1)
 

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..config.components import ConfigError
 from ..config.load import Config, load_config, load_shared
 from ..core import pick_device, use_threads, write_atomic, write_text
+from ..optim.ranks import ALONE, Alone, LostProcess
 from .finished import Run, hash_readouts, lend, name_data, summarise
 from nested_learning.runs.folder import (
     KINDS,
@@ -153,6 +154,7 @@ class Drive:
     def events(self):
         "Yield the events up to the end of the stream; each is recorded before it is yielded."
         every = self.config.run.checkpoint_every
+        self._share_start()
         clock, cpu = time.perf_counter(), time.process_time()
         for event in self.learner.run():
             phase = 'evaluate' if isinstance(event, Evaluated) else 'train'
@@ -162,12 +164,25 @@ class Drive:
                 listener(event)
             self.task_end = self.task_end or isinstance(event, TaskEnded)
             yield event
-            if isinstance(event, StepDone) and (self.task_end or every and event.step % every == 0):
-                self.save()
+            if isinstance(event, StepDone):
+                if self.task_end or every and event.step % every == 0:
+                    self.save()
+                self.learner.ranks.lead('step')
             clock, cpu = time.perf_counter(), time.process_time()
+
+    def _share_start(self):
+        "Give the other processes that train with this one the configuration and the state."
+        ranks = self.learner.ranks
+        if ranks.size > 1:
+            self.recorder.log(f'{ranks.size} processes train together')
+            update_run_json(self.folder, processes=ranks.size)
+            ranks.broadcast((self.config.model_dump(mode='json'), self.learner.state_dict()))
+            ranks.sum([torch.zeros(1)])  # waits until the others are ready
 
     def save(self):
         "Write the rows recorded so far, then a checkpoint."
+        self.learner.ranks.lead('save')
+        self.learner.settle()
         self.recorder.flush()
         save_checkpoint(
             self.folder,
@@ -224,7 +239,9 @@ class Drive:
             disable=not progress,
             mininterval=0.5,
         )
-        with self.guarded(), catch_signals() as caught, bar:
+        ranks = self.learner.ranks
+        signals = nullcontext(ranks.caught) if ranks.size > 1 else catch_signals()
+        with self.guarded(), signals as caught, bar:
             for event in self.events():
                 for listener in listeners:
                     listener(event)
@@ -237,6 +254,7 @@ class Drive:
     def _stop(self, number: int):
         "Write a checkpoint and end the process as the signal demands."
         self.save()
+        self.learner.ranks.lead('stop')
         text = (
             f'stopped by {signal.Signals(number).name} after step {self.learner.steps}; '
             f'resume({str(self.folder)!r}) goes on from there'
@@ -249,7 +267,7 @@ class Drive:
     def _note_failure(self, e: BaseException):
         "Note in the folder why the run ended; a failure to write the note is only a warning."
         text = f'{type(e).__name__}: {e}'
-        status = 'stopped' if isinstance(e, (KeyboardInterrupt, SystemExit)) else 'failed'
+        status = 'stopped' if isinstance(e, (KeyboardInterrupt, SystemExit, LostProcess)) else 'failed'
         notes = (
             lambda: update_run_json(self.folder, status=status, error=text),
             lambda: self.recorder.log(f'{status}: {text}'),
@@ -273,6 +291,7 @@ class Drive:
     def _finish(self):
         "Write the final weights, metrics, cost and hashes."
         learner, folder = self.learner, self.folder
+        learner.settle()
         saved = {name: module.state_dict() for name, module in learner.method.readout().items()}
         save_checked(saved, folder / 'model.pt')
         target = self.config.evaluation.model_save_path
@@ -315,11 +334,12 @@ class Drive:
 def start(
     config: Config,  # from `load_config` or `bring`
     lock=None,  # of the run's folder, held already; None: taken now
+    ranks: Alone = ALONE,  # the processes that train together, of which this is the first
 ) -> Drive:  # at step 0
     "Build a run and make its folder."
     _check_target(config)
     data = load_data(config)
-    learner = build(config, data)
+    learner = build(config, data, ranks)
     tasks, keep = len(learner.stream.task_ends), config.run.keep_checkpoints
     _check_room(Path(config.run.run_dir or '_runs'), learner, tasks + keep + 1)
     folder, lock = _claim_folder(config, lock)
@@ -430,6 +450,7 @@ def _describe_data(data) -> dict:
 def reopen(
     run_dir,  # folder of a run that is not finished
     lock=None,  # of the folder, held already; None: taken now
+    ranks: Alone = ALONE,  # the processes that train together, of which this is the first
     **objects,  # method, network, data, optimizer, metrics: the objects passed to `run`
 ) -> Drive:  # at its newest checkpoint; without one, at step 0
     "Reopen a run at its newest checkpoint."
@@ -438,7 +459,7 @@ def reopen(
     lock = lock or take(lock_of(place), _PATIENCE)
     with _released_on_error(lock):
         config = _again(place, **objects)
-        learner = build(config)
+        learner = build(config, ranks=ranks)
         _check_stream(place, learner)
         path, state = find_checkpoint(place)
         if path:

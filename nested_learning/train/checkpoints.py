@@ -96,12 +96,14 @@ def find_checkpoint(
 
 # %% ../../nbs/73_checkpoints.ipynb #0eed3ddc
 @contextmanager
-def catch_signals():
+def catch_signals(
+    patient: bool = False,  # go on after a second signal, too?
+):
     "Collect SIGINT, SIGTERM and SIGHUP inside a block instead of stopping; a second signal stops at once."
     caught = []
 
     def note(number, frame):
-        if caught:
+        if caught and not patient:
             raise KeyboardInterrupt
         caught.append(number)
 
