@@ -100,6 +100,8 @@ def test_site(notebooks, tmp_path):
     assert '#| export' not in pages['core.html']
     assert not [name for name, text in pages.items() if 'https://cdn.plot.ly' in text]
     assert (tmp_path / 'site/site_libs/plotly.min.js').is_file()
+    styles = [path.read_text(encoding='utf-8') for path in (tmp_path / 'site').rglob('*.css')]
+    assert styles and not [text for text in styles if 'googleapis' in text]
     assert '<math' in pages['cms.html'] and not [name for name, text in pages.items() if 'katex' in text]
     linked = re.findall(r'href="([^"#]+\.html)"[^>]*sidebar-link', pages['index.html'])
     assert set(linked) == set(pages)

@@ -600,6 +600,19 @@ def _keep_plotly(
         path.write_text(_FROM_NETWORK.sub('', text), encoding='utf-8')
 
 
+_FONTS = re.compile(r'@import url\([^)]*fonts\.googleapis\.com[^)]*\);')
+
+
+def _drop_fonts(
+    built: Path,  # folder of the built site; changed in place
+):
+    "Leave out fonts of another host; the next font of each list is one that every machine has."
+    for path in built.rglob('*.css'):
+        text = path.read_text(encoding='utf-8')
+        if _FONTS.search(text):
+            path.write_text(_FONTS.sub('', text), encoding='utf-8')
+
+
 _FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.DOTALL)
 _KATEX = re.compile(r'<link[^>]*/katex@[^>]*>|<script[^>]*/katex@[^>]*></script>')
 
@@ -666,6 +679,7 @@ def site(
         _settle_anchors(built, address)
         _keep_plotly(built)
         _set_maths(built)
+        _drop_fonts(built)
         dead = _dead_links(built, {address: built, source: root})
         if dead:
             raise ValueError('dead links in the docs site: ' + '; '.join(dead))
