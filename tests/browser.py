@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,16 @@ HARMLESS = (
     'labextensions/jupyterlab-jupytext',
 )  # comes with kaggle, and does not fit into Voila
 THEMES = {'light': 'JupyterLab Light', 'dark': 'JupyterLab Dark'}
+VOILA = (  # leaves the lesson out
+    'voila',
+    '{root}',
+    '--no-browser',
+    '--Voila.ip=127.0.0.1',
+    '--port={port}',
+    '--TagRemovePreprocessor.remove_cell_tags=lesson',
+    '--MappingKernelManager.cull_idle_timeout=20',  # Voila keeps kernels of closed pages
+    '--MappingKernelManager.cull_interval=5',
+)
 HEIGHT = 1400  # [pixels] of the viewport: a whole panel
 
 
@@ -138,17 +149,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
     "Function: notebook seen from nbs/ -> its address in a Voila that leaves the lesson out."
-    server = start_server(
-        tmp_path_factory.mktemp('voila'),
-        'voila',
-        '{root}',
-        '--no-browser',
-        '--Voila.ip=127.0.0.1',
-        '--port={port}',
-        '--TagRemovePreprocessor.remove_cell_tags=lesson',
-        '--MappingKernelManager.cull_idle_timeout=20',
-        '--MappingKernelManager.cull_interval=5',
-    )  # Voila keeps kernels of closed pages
+    server = start_server(tmp_path_factory.mktemp('voila'), *VOILA)
     yield lambda notebook, theme='light': f'{server.url}/voila/render/{notebook}?theme={theme}'
     stop_server(server)
 
@@ -267,6 +268,28 @@ def use_width(page, width):
     "Change the width of the window."
     page.set_viewport_size(dict(width=width, height=HEIGHT))
     page.wait_for_timeout(200)  # until figures have noticed
+
+
+STATUS = (  # of the cockpit
+    "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText)"
+    ".find(text => /, row \\d/.test(text)) ?? ''"
+)
+
+
+def press(page, name):
+    "Press the button of the cockpit that has this name."
+    page.locator('.nl-panel button', has_text=re.compile(rf'^\s*{name}\s*$')).click()
+
+
+def read_status(page):
+    "Read the line of words below the cockpit's bar."
+    return page.evaluate(f'() => {STATUS}')
+
+
+def wait_for_status(page, pattern):
+    "Wait until the cockpit's status fits; return its step."
+    page.wait_for_function(f'pattern => new RegExp(pattern).test({STATUS})', arg=pattern, timeout=120_000)
+    return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
 
 
 def check_layout(page):

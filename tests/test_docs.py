@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from PIL import Image
 
 from nested_learning.dev.docs import notebook_map, readme, relink, results_hash, results_table, site
 from nested_learning.runs.grid import plan_runs, read_grid
@@ -64,7 +65,15 @@ def test_readme_links_lead_somewhere():
     own = 'https://github.com/nested-learning/nested-learning-workbook/blob/main/'
     local = [link.removeprefix(own) for link in links if not re.match('https?:', link.removeprefix(own))]
     assert [link for link in local if not (ROOT / link).exists()] == []
-    assert 'nbs/images/first_run.png' in local
+    assert {'nbs/images/first_run.png', 'nbs/images/cockpit.gif', 'nbs/images/cockpit.png'} <= set(local)
+
+
+def test_readme_opens_with_a_film():
+    opening = README.split('\n## ', 1)[0]
+    (name,) = re.findall(r'!\[[^\]]{40,}\]\((\S+\.gif)\)', opening)
+    assert (ROOT / name).stat().st_size < 3_000_000
+    with Image.open(ROOT / name) as film:
+        assert film.n_frames >= 25 and film.width >= 800 and film.info['loop'] == 0
 
 
 def test_commands():
@@ -105,6 +114,9 @@ def test_site(notebooks, tmp_path):
     assert '<math' in pages['cms.html'] and not [name for name, text in pages.items() if 'katex' in text]
     linked = re.findall(r'href="([^"#]+\.html)"[^>]*sidebar-link', pages['index.html'])
     assert set(linked) == set(pages)
+    for name in re.findall(r'src="(images/[^"]+)"', pages['index.html']):
+        assert (tmp_path / 'site' / name).read_bytes() == (ROOT / 'nbs' / name).read_bytes()
+    assert 'src="images/cockpit.gif"' in pages['index.html']
 
 
 def check_executed(path):

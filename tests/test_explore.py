@@ -1,6 +1,5 @@
 "The notebooks to explore, looked at and driven by a real browser in JupyterLab and in Voila."
 
-import re
 import statistics
 
 import pytest
@@ -11,11 +10,13 @@ from browser import (  # noqa: F401 (fixtures)
     lab,
     open_app,
     open_page,
+    press,
     run_all,
     show_panel,
     use_theme,
     use_width,
     voila,
+    wait_for_status,
 )
 from conftest import ROOT
 from plotly.offline import get_plotlyjs
@@ -101,21 +102,6 @@ def drive_levels(page):
     assert held > first
     page.wait_for_timeout(500)
     assert read_step(page) == held
-
-
-STATUS = (
-    "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText)"
-    ".find(text => /, row \\d/.test(text)) ?? ''"
-)
-
-
-def press(page, name):
-    page.locator('.nl-panel button', has_text=re.compile(rf'^\s*{name}\s*$')).click()
-
-
-def wait_for_status(page, pattern):
-    page.wait_for_function(f'pattern => new RegExp(pattern).test({STATUS})', arg=pattern, timeout=120_000)
-    return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
 
 
 def read_figure(page, title):

@@ -204,14 +204,31 @@ def _interrupt(number, frame):
     raise KeyboardInterrupt
 
 
+def _plural(n: int, noun: str) -> str:
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+
+
+def _announce(
+    runs: int,
+    workers: int | None,  # None: as many as the Ray cluster has cores
+) -> str:
+    "Say what a batch is about to do."
+    if workers is None:
+        return f'{_plural(runs, "run")} on a Ray cluster'
+    return f'{_plural(runs, "run")}, {_plural(workers, "worker")}'
+
+
 def _work(folder, runs: list, workers, engine, address, gpus_per_run):
     "Execute runs by an engine, then exit with the code of the outcome."
     signal.signal(signal.SIGTERM, _interrupt)
+    if engine == 'pool':
+        workers = workers or os.cpu_count()
+    click.echo(_announce(len(runs), workers))
     try:
         if engine == 'ray':
             run_ray(folder, runs, address, gpus_per_run, workers)
         else:
-            run_pool(folder, runs, workers or os.cpu_count())
+            run_pool(folder, runs, workers)
     except KeyboardInterrupt:
         click.echo(f'stopped; nl-batch resume {folder} goes on', err=True)
         sys.exit(130)

@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import math
+import textwrap
 from dataclasses import replace
 from typing import Callable, NamedTuple
 
@@ -49,7 +50,8 @@ def blank(
             yaxis_visible=False,
         )
     )
-    return fig.add_annotation(text=why, x=0.5, y=0.5, xref='paper', yref='paper', showarrow=False)
+    text = '<br>'.join(textwrap.wrap(why, 32))  # figures in the cockpit can be narrow
+    return fig.add_annotation(text=text, x=0.5, y=0.5, xref='paper', yref='paper', showarrow=False)
 
 
 def _planned_steps(
@@ -295,7 +297,8 @@ def _draw_ages(
         fig.add_trace(bars, 1, 1)
     some = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), 20)).astype(int))
     texts = [str(labels[i]) if labels[i] >= 0 else 'ood' for i in some]
-    fig.update_xaxes(title='class', tickvals=some, ticktext=texts, showgrid=False, row=1, col=1)
+    title = dict(text='class', standoff=2)
+    fig.update_xaxes(title=title, tickvals=some, ticktext=texts, showgrid=False, row=1, col=1)
     fig.update_yaxes(title='stored images', rangemode='tozero', row=1, col=1)
 
 
@@ -306,7 +309,7 @@ def _draw_memory(
     held = view.held
     if held is None:
         return blank(_MEMORY, 'this run has no memory, or it is still empty', 400)
-    fig = make_subplots(2, 1, vertical_spacing=0.26, row_heights=[0.5, 0.5])
+    fig = make_subplots(2, 1, vertical_spacing=0.3, row_heights=[0.5, 0.5])
     _draw_ages(fig, *_count_ages(view))
     fig.add_trace(go.Image(source=draw_thumbnails(held.thumbnails), hoverinfo='skip'), 2, 1)
     fig.update_xaxes(visible=False, constrain='domain', row=2, col=1)
