@@ -340,7 +340,14 @@ def figure(
 
 # %% ../../nbs/990_docs.ipynb #c278c213
 # folder of nbs/ -> heading
-_FOLDERS = {'.': 'Library', 'tutorials': 'Tutorials', 'explore': 'Explore', 'runs': 'Runs'}
+_GROUPS = {  # heading -> notebooks, in this order
+    'Start': '[!0-9_]*.ipynb',
+    'Tutorials': 'tutorials/[!_]*.ipynb',
+    'Explore': 'explore/[!_]*.ipynb',
+    'Runs': 'runs/[!_]*.ipynb',
+    'Library': '[0-9]*.ipynb',
+}
+_IN_SIDEBAR = re.compile(r'^ *- (\S+\.ipynb)$', re.MULTILINE)
 _TITLE = re.compile(r'#\s+(.+?)\s*\n\s*>\s*(.+?)\s*(\n|$)')
 
 
@@ -365,14 +372,19 @@ def _promise(
 def notebook_map(
     nbs='.',  # folder of the notebooks
 ) -> str:  # Markdown; links seen from `nbs`
-    "List all notebooks with their titles and promises, by folder."
+    "List all notebooks with their titles and promises, by group; in a group first those of the sidebar."
+    sidebar, places = Path(nbs, '_quarto.yml'), {}
+    if sidebar.is_file():
+        pages = _IN_SIDEBAR.findall(sidebar.read_text(encoding='utf-8'))
+        places = {page: place for place, page in enumerate(pages)}
     blocks = []
-    for folder, heading in _FOLDERS.items():
+    for heading, pattern in _GROUPS.items():
+        pages = {path.relative_to(nbs).as_posix(): path for path in Path(nbs).glob(pattern)}
+        pages.pop('index.ipynb', None)
         lines = []
-        for path in sorted(Path(nbs, folder).glob('*.ipynb')):
-            if path.name[0] not in '_.' and path.name != 'index.ipynb':
-                title, promise = _promise(path)
-                lines.append(f'- [{title}]({path.relative_to(nbs).as_posix()}): {promise}')
+        for page in sorted(pages, key=lambda page: (places.get(page, len(places)), page)):
+            title, promise = _promise(pages[page])
+            lines.append(f'- [{title}]({page}): {promise}')
         if lines:
             blocks.append('\n'.join([f'**{heading}**', '', *lines]))
     return '\n\n'.join(blocks)
