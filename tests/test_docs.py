@@ -15,7 +15,8 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from nested_learning.dev.docs import notebook_map, readme, relink, results_hash, results_table, site
+from nested_learning.dev.docs import notebook_map, readme, relink, site
+from nested_learning.dev.results import results_hash, results_table, study_sentence, study_table
 from nested_learning.runs.grid import plan_runs, read_grid
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -41,6 +42,11 @@ def test_readme_tells_the_results(monkeypatch):
     assert relink(results_table('runs/results/digits.json'), 'nbs') in README, (
         'run nbs/index.ipynb, save it, and make README again'
     )
+    study, again = 'runs/results/cifar100.json', 'run nbs/index.ipynb, save it, and make README again'
+    for part in 'A', 'A3':
+        assert relink(study_table(study, part), 'nbs') in README, again
+    answers = ('A', 'steady', 'average'), ('A', 'consolidated', 'weights')
+    assert study_sentence(study, *answers, ('`steady`', 'plain replay (`er`)')) in README, again
     assert relink(notebook_map(), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
 
 
