@@ -17,6 +17,7 @@ import click
 import pandas as pd
 import torch
 
+from ..config.reader import read_yaml
 from ..core import pick_device, write_text
 from ..data.own import as_dataset
 from .bench import CASES, bare_loop, make_data, make_learner
@@ -136,9 +137,7 @@ def make_original(
     **more,  # keys of the configuration
 ) -> Learner:
     "Build the learner of the original configuration on random images."
-    import yaml
-
-    sections = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    sections = read_yaml(path, 'config')
     keys = {key: value for section in sections.values() for key, value in section.items()}
     for key in (*_OF_FILES, 'save_best_model', 'model_save_path'):
         del keys[key]
@@ -211,7 +210,9 @@ SMALL += ('slim ResNet-18, replay, batches of 128', 'nested network, replay')
     '--most', type=click.IntRange(128), default=2**15, show_default=True, help='Largest batch tried.'
 )
 @click.option('--case', 'cases', type=click.Choice(SMALL), multiple=True, help='Only these small cases.')
-@click.option('--set', 'settings', multiple=True, metavar='KEY=VALUE', help='A key of the configuration.')
+@click.option(
+    '--set', 'settings', type=(str, int), multiple=True, help='A key of the configuration, its number.'
+)
 @click.option('--out', type=click.Path(path_type=Path, dir_okay=False), help='JSON file for the numbers.')
 def main(original, device, steps, most, cases, settings, out):
     "Measure steps on a GPU; ORIGINAL is configs/original.yaml."
@@ -219,7 +220,7 @@ def main(original, device, steps, most, cases, settings, out):
         device = pick_device(device)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    more = {key: int(value) for key, value in (setting.split('=') for setting in settings)}
+    more = dict(settings)
     record = {name: describe_environment(device)[name] for name in ('hardware', 'versions', 'commit')}
     parts = {
         'steps': lambda: [compare_steps(name, device) for name in cases or SMALL],
