@@ -22,7 +22,7 @@ from torch import nn
 from ..data.transforms import DOMAINS
 from ..measure.evaluation import Transformed, evaluate, evaluate_ood
 from ..methods.method import Batch, Method, forward, with_logits
-from ..optim.ranks import ALONE, Alone
+from ..optim.ranks import current_ranks
 from .counters import Drift, Passes, total_norm
 from .knobs import KNOBS
 
@@ -229,7 +229,6 @@ class Learner:
         loop: Loop = Loop(),
         ood_test=None,  # split of OOD images compared with `test` at task ends; never trained on
         knobs=(),  # changes to come, in order of their `step`; each has `step`, `name`, `value`
-        ranks: Alone = ALONE,  # the processes that train together
     ):
         self.method = method
         self.model = method.model
@@ -253,10 +252,10 @@ class Learner:
         self.drift = Drift({g.get('name', 'all'): g['params'] for g in optimizer.param_groups})
         self.passes = Passes(self.model, *(self.averages.averages if self.averages else ()))
         self.scaler = torch.amp.GradScaler(self.device.type) if loop.amp_dtype == torch.float16 else None
-        self.ranks = ranks
-        if ranks.size > 1:
-            ranks.check(method, optimizer)
-            optimizer.combine = ranks.sum
+        self.ranks = current_ranks()  # the processes that train together
+        if self.ranks.size > 1:
+            self.ranks.check(method, optimizer)
+            optimizer.combine = self.ranks.sum
 
     def lay_out(self, stream):
         "Replace the stream by one that begins with the same rows as shown so far."
