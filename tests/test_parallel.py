@@ -149,10 +149,10 @@ def test_processes_equal_one(name, tmp_path):
         run = Run(folder)
         assert_same_run(one, run)
         assert run.info['processes'] == size and run.info['config_hash'] == one.info['config_hash']
-        if name == 'nested_er':
-            assert run.steps.grad_norm.isna().all()
-        else:
-            np.testing.assert_allclose(run.steps.grad_norm, one.steps.grad_norm, rtol=1e-4)
+        waits = (name == 'nested_er') & (run.steps.step % 10 != 0)  # for its sum, but where drift is measured
+        norms = one.steps.grad_norm.mask(waits)
+        np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-4)
+        assert norms.notna().sum() > 5
 
 
 @pytest.mark.parametrize(

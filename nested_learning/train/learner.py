@@ -52,7 +52,7 @@ class StepDone(Event):
     position: int  # rows of the stream whose batch is finished
     task: int  # task in force at the first row of the batch
     loss: float  # of the batch, replayed images included
-    grad_norm: float  # norm of the whole gradient before clipping; NaN: its sum over processes waits
+    grad_norm: float  # norm of the whole gradient before clipping; NaN: a level's sum over processes waits
     replayed: int  # images replayed in this step
     accuracy: float  # share of the stream's rows classified correctly before the update; NaN: no rows
     moved: tuple  # names of the levels that moved; none if the gradient was not finite
@@ -349,7 +349,8 @@ class Learner:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = total_norm(gradients)
-        return math.nan if waiting else norm, intact and math.isfinite(norm)
+        finite = intact and math.isfinite(norm)
+        return (self._whole_norm(norm, waiting) if waiting else norm), finite
 
     def _sum(self, gradients: list, waiting: list) -> tuple:  # the summed ones; are the others finite?
         "Sum gradients over the processes, except those that wait."
@@ -358,6 +359,18 @@ class Learner:
         lost = torch.tensor(float(not math.isfinite(total_norm(waiting))), device=self.device)
         self.ranks.sum([*due, lost])
         return due, not lost
+
+    def _whole_norm(self, norm: float, waiting: list) -> float:
+        "Complete a norm by gradients that wait: at a step that measures drift, by a sum of copies; else NaN."
+        if not self._measures(self.steps + 1):
+            return math.nan
+        copies = [gradient.clone() for gradient in waiting]
+        self.ranks.sum(copies)
+        return math.hypot(norm, total_norm(copies))
+
+    def _measures(self, step: int) -> bool:
+        "Return whether a step measures drift."
+        return self.loop.drift_every > 0 and step % self.loop.drift_every == 0
 
     def _waiting(self) -> list:
         "Return the gradients that levels will gather; each process gathers its part of them."
@@ -400,7 +413,7 @@ class Learner:
     def _report(self, learned: Batch, logits, loss, norm: float, moved: tuple) -> dict:
         report = dict(loss=loss.item(), grad_norm=norm, replayed=learned.replayed, moved=moved)
         report['accuracy'] = math.nan if logits is None else _share_correct(learned, logits)
-        if self.loop.drift_every and self.steps % self.loop.drift_every == 0:
+        if self._measures(self.steps):
             report['drift'], report['moves'] = self.drift.measure()
         return report
 
