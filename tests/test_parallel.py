@@ -19,7 +19,7 @@ import torch.distributed as dist
 from nested_learning.config.load import load_config
 from nested_learning.core import use_threads
 from nested_learning.optim.nested import NestedOptimizer
-from nested_learning.optim.ranks import ALONE, LostProcess, Ranks
+from nested_learning.optim.ranks import LostProcess, Ranks, current_ranks, use_ranks
 from nested_learning.runs.finished import Run
 from nested_learning.runs.grid import run_or_resume
 from nested_learning.train.build import build
@@ -51,7 +51,7 @@ RUNS = {
 
 
 def in_processes(size, work, *args, folder):
-    "Call `work(ranks, *args)` in forked processes; return their exit codes and results by rank."
+    "Call `work(*args)` in forked processes; return their exit codes and results by rank."
     fork = multiprocessing.get_context('fork')
     folder.mkdir()
     pipes = [fork.Pipe() for _ in range(size)]
@@ -80,15 +80,17 @@ def _join(rank, size, store, pipe, work, args):
     store = dist.FileStore(str(store), size)
     dist.init_process_group('gloo', store=store, rank=rank, world_size=size)
     try:
-        pipe.send(work(Ranks(store), *args))
+        with use_ranks(Ranks(store)):
+            pipe.send(work(*args))
     except LostProcess:
         sys.exit(3)
     dist.barrier()
 
 
-def take_part(ranks, keys, dying=(), at=None):
+def take_part(keys, dying=(), at=None):
     "Make or resume a run as `nl-run` does; the processes in `dying` die before step `at`."
     step = Learner.step
+    ranks = current_ranks()
 
     def die_in_time(learner, batch):
         if learner.steps == at and ranks.rank in dying:
@@ -98,9 +100,9 @@ def take_part(ranks, keys, dying=(), at=None):
     Learner.step = die_in_time
     try:
         if not ranks.is_first:
-            return follow(ranks)
+            return follow()
         with contextlib.redirect_stderr(None):
-            run_or_resume(load_config(**keys), progress=False, ranks=ranks)
+            run_or_resume(load_config(**keys), progress=False)
         ranks.broadcast(None)
     finally:
         Learner.step = step
@@ -147,10 +149,10 @@ def test_processes_equal_one(name, tmp_path):
         run = Run(folder)
         assert_same_run(one, run)
         assert run.info['processes'] == size and run.info['config_hash'] == one.info['config_hash']
-        if name == 'nested_er':
-            assert run.steps.grad_norm.isna().all()
-        else:
-            np.testing.assert_allclose(run.steps.grad_norm, one.steps.grad_norm, rtol=1e-4)
+        waits = (name == 'nested_er') & (run.steps.step % 10 != 0)  # for its sum, but where drift is measured
+        norms = one.steps.grad_norm.mask(waits)
+        np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-4)
+        assert norms.notna().sum() > 5
 
 
 @pytest.mark.parametrize(
@@ -211,11 +213,11 @@ def use_doubles(learner):
         first.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
 
 
-def train(ranks, keys, steps=30):
+def train(keys, steps=30):
     "Losses, read-outs and weights after some steps; the last two are those of the first process."
     with warnings.catch_warnings(), use_threads(1):
         warnings.simplefilter('ignore')
-        learner = build(load_config(**{**DIGITS, **keys}), ranks=ranks)
+        learner = build(load_config(**{**DIGITS, **keys}))
         if 'amp_dtype' not in keys:
             use_doubles(learner)
         losses = []
@@ -236,7 +238,7 @@ def test_methods(name, tmp_path):
     "Three processes: the losses, weights and gathered gradients of one."
     half = name in ('bfloat16', 'float16')
     loose = 2e-3 if half else 1e-7
-    losses, tested, weights = train(ALONE, CASES[name])
+    losses, tested, weights = train(CASES[name])
     codes, results = in_processes(3, train, CASES[name], folder=tmp_path / 'three')
     assert codes == [0, 0, 0]
     np.testing.assert_allclose(results[0][0], losses, atol=10 * loose)
@@ -246,9 +248,9 @@ def test_methods(name, tmp_path):
     assert results[0][0] == results[1][0] == results[2][0]
 
 
-def count_sums(ranks, keys):
+def count_sums(keys):
     "How many numbers of each level's weights are summed over the processes, and how often the level moves."
-    learner = build(load_config(**{**DIGITS, **keys}), ranks=ranks)
+    learner = build(load_config(**{**DIGITS, **keys}))
     sizes = {g['name']: sum(p.numel() for p in g['params']) for g in learner.optimizer.param_groups}
     summed, moved = [], []
     learner.optimizer.combine = lambda tensors: summed.append(sum(t.numel() for t in tensors))
@@ -266,18 +268,18 @@ def test_slow_levels_are_summed_once_per_move(tmp_path):
     assert summed == sorted(expected)
 
 
-def lose_one(ranks, keys):
+def lose_one(keys):
     "Train with a gradient that is not finite in the share of one process at step 5."
     gather = NestedOptimizer.waiting
 
     def spoil(optimizer):
         waiting = gather(optimizer)
-        if learner.steps == 5 and ranks.rank == 1:
+        if learner.steps == 5 and current_ranks().rank == 1:
             waiting[0].grad.fill_(torch.nan)
         return waiting
 
     NestedOptimizer.waiting = spoil
-    learner = build(load_config(**{**DIGITS, **keys}), ranks=ranks)
+    learner = build(load_config(**{**DIGITS, **keys}))
     for event in learner.run():
         if isinstance(event, StepDone) and event.step == 12:
             finite = all(p.isfinite().all().item() for p in learner.model.parameters())

@@ -113,9 +113,9 @@ def run_one(config, pairs):
         with joined() as ranks:
             if ranks.is_first:
                 config = load_config(config, **_read_pairs(pairs))
-                click.echo(_outcome(run_or_resume(config, ranks=ranks)))
+                click.echo(_outcome(run_or_resume(config)))
             else:
-                follow(ranks)
+                follow()
     except KeyboardInterrupt as e:
         click.echo(str(e) or 'stopped', err=True)
         sys.exit(130)

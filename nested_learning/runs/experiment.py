@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..config.components import ConfigError
 from ..config.load import Config, load_config, load_shared
 from ..core import pick_device, use_threads, write_atomic, write_text
-from ..optim.ranks import ALONE, Alone, LostProcess
+from ..optim.ranks import LostProcess
 from .finished import Run, hash_readouts, lend, name_data, summarise
 from nested_learning.runs.folder import (
     KINDS,
@@ -334,12 +334,11 @@ class Drive:
 def start(
     config: Config,  # from `load_config` or `bring`
     lock=None,  # of the run's folder, held already; None: taken now
-    ranks: Alone = ALONE,  # the processes that train together, of which this is the first
 ) -> Drive:  # at step 0
     "Build a run and make its folder."
     _check_target(config)
     data = load_data(config)
-    learner = build(config, data, ranks)
+    learner = build(config, data)
     tasks, keep = len(learner.stream.task_ends), config.run.keep_checkpoints
     _check_room(Path(config.run.run_dir or '_runs'), learner, tasks + keep + 1)
     folder, lock = _claim_folder(config, lock)
@@ -450,7 +449,6 @@ def _describe_data(data) -> dict:
 def reopen(
     run_dir,  # folder of a run that is not finished
     lock=None,  # of the folder, held already; None: taken now
-    ranks: Alone = ALONE,  # the processes that train together, of which this is the first
     **objects,  # method, network, data, optimizer, metrics: the objects passed to `run`
 ) -> Drive:  # at its newest checkpoint; without one, at step 0
     "Reopen a run at its newest checkpoint."
@@ -459,7 +457,7 @@ def reopen(
     lock = lock or take(lock_of(place), _PATIENCE)
     with _released_on_error(lock):
         config = _again(place, **objects)
-        learner = build(config, ranks=ranks)
+        learner = build(config)
         _check_stream(place, learner)
         path, state = find_checkpoint(place)
         if path:

@@ -29,7 +29,6 @@ from ..config.reader import check_nesting, read_yaml
 from ..config.schema import AtLeastOne, Count, Section
 from ..core import use_threads, write_text
 from ..measure import metrics
-from ..optim.ranks import ALONE, Alone
 from . import experiment
 from .finished import Run
 from .folder import has_finished, is_held, lock_of, now, read_run_json, take
@@ -361,29 +360,28 @@ _EARLY = ('config.yaml', 'source-*.py', 'stream.parquet')  # files written befor
 def run_or_resume(
     config,  # a `Config`, YAML file or dictionary; its run_dir may hold this run in any state
     progress: bool = True,  # show a progress bar?
-    ranks: Alone = ALONE,  # the processes that train together, of which this is the first
     **objects,  # method, network, data, optimizer, metrics, as in `experiment.run`
 ) -> Run:  # finished
     "Run a configuration, or resume its run."
     config = experiment.bring(config, **objects)
     if config.run.run_dir is None:
         with use_threads(config.run.threads):
-            return experiment.start(config, ranks=ranks).exhaust(progress=progress)
+            return experiment.start(config).exhaust(progress=progress)
     place = Path(config.run.run_dir)
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = take(lock_of(place), wait=10)
     try:
         with use_threads(config.run.threads):
-            return _go_on(config, place, lock, progress, ranks)
+            return _go_on(config, place, lock, progress)
     finally:
         lock.release()
 
 
-def _go_on(config: Config, place: Path, lock, progress: bool, ranks: Alone) -> Run:
+def _go_on(config: Config, place: Path, lock, progress: bool) -> Run:
     "Start, resume or read the run in a folder whose lock is held."
     if not (place / 'run.json').is_file():
         _clear_early(place)
-        return experiment.start(config, lock, ranks).exhaust([_WriteHolder(place)], progress)
+        return experiment.start(config, lock).exhaust([_WriteHolder(place)], progress)
     run = Run(place)
     found = run.info['config_hash']
     if found != config.hash:
@@ -393,7 +391,7 @@ def _go_on(config: Config, place: Path, lock, progress: bool, ranks: Alone) -> R
         )
     if has_finished(run.info['status']):
         return run
-    return experiment.reopen(place, lock, ranks).exhaust([_WriteHolder(place)], progress)
+    return experiment.reopen(place, lock).exhaust([_WriteHolder(place)], progress)
 
 
 def _clear_early(place: Path):

@@ -30,7 +30,6 @@ from ..model.levels import assign_levels
 from ..model.networks import Classifier
 from ..optim.averages import Consolidation
 from ..optim.nested import NestedOptimizer
-from ..optim.ranks import ALONE, Alone
 from ..stream.stream import make_stream
 from ..stream.value import Stream
 from .learner import Learner, Loop
@@ -225,7 +224,6 @@ def _levels_of(config: Config, network, example) -> list:
 def build(
     config: Config,
     data: Dataset = None,  # from `load_data`; None: loaded now
-    ranks: Alone = ALONE,  # the processes that train together
 ) -> Learner:  # ready to run
     "Build the learner of a configuration: data, stream, network, optimizer and method."
     data = load_data(config) if data is None else data
@@ -253,7 +251,6 @@ def build(
         loop,
         _ood_test(config, data),
         config.run.knobs,
-        ranks,
     )
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from ..data.transforms import DOMAINS
 from ..measure.evaluation import Transformed, evaluate, evaluate_ood
 from ..methods.method import Batch, Method, forward, with_logits
-from ..optim.ranks import ALONE, Alone
+from ..optim.ranks import current_ranks
 from .counters import Drift, Passes, total_norm
 from .knobs import KNOBS
 
@@ -54,7 +54,7 @@ class StepDone(Event):
     position: int  # rows of the stream whose batch is finished
     task: int  # task in force at the first row of the batch
     loss: float  # of the batch, replayed images included
-    grad_norm: float  # norm of the whole gradient before clipping; NaN: its sum over processes waits
+    grad_norm: float  # norm of the whole gradient before clipping; NaN: a level's sum over processes waits
     replayed: int  # images replayed in this step
     accuracy: float  # share of the stream's rows classified correctly before the update; NaN: no rows
     moved: tuple  # names of the levels that moved; none if the gradient was not finite
@@ -233,7 +233,6 @@ class Learner:
         loop: Loop = Loop(),
         ood_test=None,  # split of OOD images compared with `test` at task ends; never trained on
         knobs=(),  # changes to come, in order of their `step`; each has `step`, `name`, `value`
-        ranks: Alone = ALONE,  # the processes that train together
     ):
         self.method = method
         self.model = method.model
@@ -257,10 +256,10 @@ class Learner:
         self.drift = Drift({g.get('name', 'all'): g['params'] for g in optimizer.param_groups})
         self.passes = Passes(self.model, *(self.averages.averages if self.averages else ()))
         self.scaler = torch.amp.GradScaler(self.device.type) if loop.amp_dtype == torch.float16 else None
-        self.ranks = ranks
-        if ranks.size > 1:
-            ranks.check(method, optimizer)
-            optimizer.combine = ranks.sum
+        self.ranks = current_ranks()  # the processes that train together
+        if self.ranks.size > 1:
+            self.ranks.check(method, optimizer)
+            optimizer.combine = self.ranks.sum
 
     def lay_out(self, stream):
         "Replace the stream by one that begins with the same rows as shown so far."
@@ -311,17 +310,17 @@ class Learner:
         norm, waiting = self._backward(loss)
         report = self._read(learned, logits, loss, norm)
         finite = math.isfinite(report['grad_norm'])
+        if waiting:
+            report['grad_norm'] = self._whole_norm(report['grad_norm'], waiting)
         if finite:
             report['moved'] = self._move(learned)
         else:
             self._check_skippable(report, batch)
             self._undo(before)
-        if waiting:
-            report['grad_norm'] = math.nan
         if self.scaler is not None:
             self.scaler.update()
         self._count(learned, finite)
-        if self.loop.drift_every and self.steps % self.loop.drift_every == 0:
+        if self._measures(self.steps):
             report['drift'], report['moves'] = self.drift.measure()
         if 'logits' in self.method.columns:
             batch = with_logits(batch, learned, logits)
@@ -372,6 +371,18 @@ class Learner:
             sums.append(0 * total_norm(waiting))
         self.ranks.sum(sums)
         return sums
+
+    def _whole_norm(self, norm: float, waiting: list) -> float:
+        "Complete a norm by gradients that wait: at a step that measures drift, by a sum of copies; else NaN."
+        if not self._measures(self.steps + 1):
+            return math.nan
+        copies = [gradient.clone() for gradient in waiting]
+        self.ranks.sum(copies)
+        return math.hypot(norm, total_norm(copies).item())
+
+    def _measures(self, step: int) -> bool:
+        "Return whether a step measures drift."
+        return self.loop.drift_every > 0 and step % self.loop.drift_every == 0
 
     def _waiting(self) -> list:
         "Return the gradients that levels will gather; each process gathers its part of them."

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from ..config.load import Config, load_config
 from ..core import use_threads
-from ..optim.ranks import ALONE, Ranks
+from ..optim.ranks import ALONE, Ranks, current_ranks, use_ranks
 from .build import build
 from .checkpoints import catch_signals
 from .learner import StepDone
@@ -33,7 +33,8 @@ def joined():
         yield ALONE
         return
     ranks = _join()
-    with catch_signals(patient=True) as ranks.caught:  # torchrun repeats a signal; the first process obeys
+    # torchrun repeats a signal; the first process obeys
+    with use_ranks(ranks), catch_signals(patient=True) as ranks.caught:
         try:
             yield ranks
         except Exception:
@@ -57,26 +58,25 @@ def _join() -> Ranks:
     return Ranks(dist.PrefixStore('reports', store))
 
 # %% ../../nbs/76_processes.ipynb #c46f1982
-def follow(
-    ranks: Ranks,  # of a process that is not the first
-):
+def follow():
     "Train with the first process in the runs that it makes, until it has no more or stops."
+    ranks = current_ranks()
     given = ranks.broadcast()
-    while given is not None and _train(load_config(**given[0]), given[1], ranks):
+    while given is not None and _train(load_config(**given[0]), given[1]):
         given = ranks.broadcast()
 
 
-def _train(config: Config, state: dict, ranks: Ranks) -> bool:  # did the run reach its end?
+def _train(config: Config, state: dict) -> bool:  # did the run reach its end?
     "Take part in one run from a state on."
     with warnings.catch_warnings(), use_threads(config.run.threads):
         warnings.simplefilter('ignore')  # the first process warns
-        learner = build(config, ranks=ranks)
+        learner = build(config)
         learner.load_state_dict(state)
-        ranks.sum([torch.zeros(1)])  # ready
+        learner.ranks.sum([torch.zeros(1)])  # ready
         for event in learner.run():
             if not isinstance(event, StepDone):
                 continue
-            while (word := ranks.lead()) == 'save':
+            while (word := learner.ranks.lead()) == 'save':
                 learner.settle()
             if word == 'stop':
                 return False
