@@ -52,8 +52,8 @@ def test_looking_and_boundaries(method):
     plain = answers(learner(method))
     assert answers(learner(method, eval_every=4)) == plain
     renamed = learner(method)
-    renamed.batches.task_ends = np.array([30, 400, 450, 451, renamed.batches.end])
-    renamed.batches.task_starts = np.array([0, 30, 400, 450, 451])
+    renamed.batches.task_ends = [30, 400, 450, 451, renamed.batches.end]
+    renamed.batches.task_starts = [0, 30, 400, 450, 451]
     assert (answers(renamed) == plain) == (not renamed.method.needs_boundaries)
 
 

@@ -150,7 +150,8 @@ _NOT_HERDED = 2**62  # rank of an image that `herd` has not ranked: it leaves fi
 class Policy:
     "A rule for which images a memory keeps."
 
-    choose: Callable  # (memory, labels (B,), ranks (B,), bits (B,)) -> items kept (k,), the slot of each (k,)
+    # (memory, labels (B,) tensor, ranks (B,), bits (B,)) -> items kept (k,), the slot of each (k,)
+    choose: Callable
     rank: Callable | None = None  # (B,) positions among the images shown -> (B,) ranks; None: no ranks
     needs_herding: bool = False  # does the method call `Memory.herd` at task ends?
 
@@ -162,18 +163,19 @@ def _choose_reservoir(memory, labels, ranks, bits):
 
 def _choose_window(memory, labels, ranks, bits):
     "Keep the newest images."
-    return window_slots(len(labels), memory.seen, memory.capacity)
+    return window_slots(len(bits), memory.seen, memory.capacity)
 
 
 def _choose_balanced(memory, labels, ranks, bits):
     "Keep equally many of each class; skip images of a class that has its share."
-    return balanced_slots(labels, ranks, bits, memory.held('labels'), memory.held('rank'), memory.capacity)
+    held, held_ranks = memory.held('labels'), memory.held('rank')
+    return balanced_slots(labels.cpu().numpy(), ranks, bits, held, held_ranks, memory.capacity)
 
 
 def _choose_ring(memory, labels, ranks, bits):
     "Keep equally many of each class; a class that has its share replaces its own images."
     held, held_ranks = memory.held('labels'), memory.held('rank')
-    return balanced_slots(labels, ranks, bits, held, held_ranks, memory.capacity, always=True)
+    return balanced_slots(labels.cpu().numpy(), ranks, bits, held, held_ranks, memory.capacity, always=True)
 
 
 def _oldest_leaves_first(positions):
@@ -262,10 +264,9 @@ class Memory:
         policy = POLICIES[self.policy]
         if policy.rank:
             batch['rank'] = policy.rank(self.seen + torch.arange(n))
-        labels = batch['labels'].cpu().numpy()
         ranks = batch['rank'].numpy() if policy.rank else np.zeros(n, np.int64)
         bits = torch.randint(2**63 - 1, (n,), generator=self.generator).numpy()
-        items, slots = policy.choose(self, labels, ranks, bits)
+        items, slots = policy.choose(self, batch['labels'], ranks, bits)
         self._write(batch, torch.from_numpy(items), torch.from_numpy(slots))
         self.seen += n
 

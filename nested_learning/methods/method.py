@@ -29,6 +29,7 @@ class Batch:
     samples: torch.Tensor  # (B,) int64 sample ids; -1-k for the k-th out-of-distribution image
     replayed: int = 0  # how many of the last rows come from the memory
     extra: dict = field(default_factory=dict)  # name -> (B, ...) stored columns, such as logits; NaN: none
+    labelled: bool = False  # is every row known to have a class? False: the labels must be read
 
     def __len__(self):
         return len(self.labels)
@@ -44,7 +45,8 @@ class Batch:
     ) -> 'Batch':
         "Select some rows of a batch without replayed ones."
         columns = [x[rows.to(x.device)] for x in (self.images, self.labels, self.samples)]
-        return Batch(*columns, extra={name: x[rows.to(x.device)] for name, x in self.extra.items()})
+        extra = {name: x[rows.to(x.device)] for name, x in self.extra.items()}
+        return Batch(*columns, extra=extra, labelled=self.labelled)
 
     def join(
         self,
@@ -58,7 +60,7 @@ class Batch:
         for name in {**self.extra, **past.extra}:
             parts = [self._column(name, past), past._column(name, self)]
             extra[name] = torch.cat([part.to(self.images.device) for part in parts])
-        return Batch(*columns, self.replayed + len(past), extra)
+        return Batch(*columns, self.replayed + len(past), extra, self.labelled and past.labelled)
 
     def _column(self, name: str, other: 'Batch') -> torch.Tensor:
         "A stored column, or rows of NaN in the shape that the column has in `other`."
@@ -72,6 +74,8 @@ def choose_rows(
     ood_policy: str,  # one of `OOD_POLICIES`
 ) -> Batch:  # the rows that count in the loss
     "Remove ignored rows from a batch; refuse label -1 under 'label_noise'."
+    if batch.labelled:
+        return batch
     unknown = batch.labels < 0
     if not unknown.any():
         return batch
@@ -186,8 +190,8 @@ class Method:
 
     def objective(self, batch: Batch, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "The loss: the mean cross-entropy of logits (B, K) over the rows of a composed batch."
-        loss = open_set_loss if self.ood_policy == 'reject' else F.cross_entropy
-        return loss(logits, batch.labels)
+        may_lack = self.ood_policy == 'reject' and not batch.labelled
+        return (open_set_loss if may_lack else F.cross_entropy)(logits, batch.labels)
 
     def on_gradients(self, batch: Batch):
         "Read or change `p.grad`, which is finite and unscaled; the return value goes to `after_update`."
@@ -265,7 +269,8 @@ def row_statistics(
     rows: int,  # number of inputs of the forward pass inside the block
 ):
     "For a single row, batch norm uses its running statistics inside the block: one row has no variance."
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and rows == 1]
+    modules = model.modules() if rows == 1 else ()
+    layers = [m for m in modules if isinstance(m, _BatchNorm) and m.training]
     for layer in layers:
         layer.eval()
     try:
@@ -283,9 +288,12 @@ def with_logits(
     "Add the logits of an update to its batch, for a memory that stores them."
     if logits is None or not learned.fresh:
         return batch
-    answers = logits.new_full((len(batch), logits.shape[1]), torch.nan, dtype=torch.float32)
+    fresh = logits[: learned.fresh].detach().float()
+    if learned.fresh == len(batch):
+        return replace(batch, extra={**batch.extra, 'logits': fresh})
+    answers = fresh.new_full((len(batch), logits.shape[1]), torch.nan)
     kept = torch.isin(batch.samples, learned.samples[: learned.fresh]).to(answers.device)
-    answers[kept] = logits[: learned.fresh].detach().float()
+    answers[kept] = fresh
     return replace(batch, extra={**batch.extra, 'logits': answers})
 
 
@@ -337,7 +345,7 @@ class ER(Method):
     def draw(self, *columns: str) -> Batch:
         "Draw rows from the memory, with some of its stored columns."
         drawn = self.memory.draw(self.replay_batch_size, columns=columns)
-        return Batch(*drawn[:3], extra=dict(zip(columns, drawn[3:])))
+        return Batch(*drawn[:3], extra=dict(zip(columns, drawn[3:])), labelled=True)
 
     def after_batch(self, batch: Batch):
         "Add the batch to the memory."

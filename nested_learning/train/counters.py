@@ -12,7 +12,6 @@ from copy import deepcopy
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/70_counters.ipynb #490865cb
 class Passes:
@@ -56,12 +55,15 @@ class Flops(TorchDispatchMode):
     "Counts the FLOPs of this thread inside a block (`FlopCounterMode` counts those of all threads)."
 
     def __init__(self):
+        from torch.utils.flop_counter import flop_registry  # imports triton, where there is one
+
         super().__init__()
+        self.registry = flop_registry
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
+        if count := self.registry.get(func._overloadpacket):
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -82,9 +84,9 @@ def flops_per_image(
 # %% ../../nbs/70_counters.ipynb #37e352c7
 def total_norm(
     tensors,  # list of (*)
-) -> float:  # 0 for none
+) -> torch.Tensor:  # (); 0 for none
     "Euclidean norm of several tensors together."
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).item() if tensors else 0.0
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) if tensors else torch.zeros(())
 
 # %% ../../nbs/70_counters.ipynb #cb300bf4
 class Drift:
@@ -105,12 +107,17 @@ class Drift:
     @torch.no_grad()
     def measure(self) -> tuple:  # two dicts, level's name -> length relative to the reference's norm
         "Return the distance of each level from the reference, and from the last measurement."
-        drift, moves = {}, {}
+        lengths = []
         for name, weights in self.levels.items():
-            norm = max(total_norm(self.reference[name]), 1e-12)
-            drift[name] = total_norm(torch._foreach_sub(weights, self.reference[name])) / norm
-            moves[name] = total_norm(torch._foreach_sub(weights, self.last[name])) / norm
-            if moves[name]:
+            from_reference = torch._foreach_sub(weights, self.reference[name])
+            from_last = torch._foreach_sub(weights, self.last[name])
+            lengths += [total_norm(part) for part in (self.reference[name], from_reference, from_last)]
+        read = iter(torch.stack(lengths).tolist())  # a single wait for a GPU
+        drift, moves = {}, {}
+        for (name, weights), norm, far, moved in zip(self.levels.items(), read, read, read):
+            drift[name] = far / max(norm, 1e-12)
+            moves[name] = moved / max(norm, 1e-12)
+            if moved:
                 torch._foreach_copy_(self.last[name], weights)
         return drift, moves
 

@@ -10,6 +10,8 @@ __all__ = ['PLACE', 'PHASES', 'Event', 'TaskStarted', 'StepDone', 'Evaluated', '
 import copy
 import json
 import math
+from bisect import bisect_left, bisect_right
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -135,8 +137,9 @@ class Batches:
             torch.from_numpy(stream.table[c].to_numpy(np.int64, copy=True))
             for c in ('sample', 'label', 'task')
         )
-        self.task_ends = np.asarray(stream.task_ends)
-        self.task_starts = np.concatenate([[0], self.task_ends[:-1]])
+        self.unlabelled = np.flatnonzero(self.label.numpy() < 0)  # positions
+        self.task_ends = [int(end) for end in stream.task_ends]
+        self.task_starts = [0, *self.task_ends[:-1]]
 
     def take(
         self,
@@ -150,14 +153,15 @@ class Batches:
         images = self.fetch(self.sample[start:end].numpy(), self.task[start:end].numpy())
         images = images.to(device, non_blocking=True)
         labels = self.label[start:end].to(device, non_blocking=True)
-        task = int(np.searchsorted(self.task_ends, start, side='right'))
-        return Batch(images, labels, self.sample[start:end]), end, task
+        labelled = bisect_left(self.unlabelled, start) == bisect_left(self.unlabelled, end)
+        task = bisect_right(self.task_ends, start)
+        return Batch(images, labels, self.sample[start:end], labelled=labelled), end, task
 
     def begun(self, start, end):
-        return np.flatnonzero((self.task_starts >= start) & (self.task_starts < end)).tolist()
+        return range(bisect_left(self.task_starts, start), bisect_left(self.task_starts, end))
 
     def ended(self, start, end):
-        return np.flatnonzero((self.task_ends > start) & (self.task_ends <= end)).tolist()
+        return range(bisect_right(self.task_ends, start), bisect_right(self.task_ends, end))
 
     def end_of(
         self,
@@ -301,25 +305,32 @@ class Learner:
         "Update the weights once."
         self.optimizer.zero_grad()  # before the forward pass, of which delta gradient descent takes note
         before = self._buffers()
-        with torch.autocast(self.device.type, self.loop.amp_dtype, self.loop.amp_dtype is not None):
+        with self._precision():
             learned, logits, loss = forward(self.method, batch, self.ranks)
-        norm, finite = self._backward(loss)
-        moved = ()
-        if self._usable(loss, norm, finite, batch):
-            noted = self.method.on_gradients(learned)
-            self._move()
-            if self.averages is not None:
-                self.averages.update()
-            self.method.after_update(noted)
-            moved = tuple(getattr(self.optimizer, 'moved', ('all',)))
+        norm, waiting = self._backward(loss)
+        report = self._read(learned, logits, loss, norm)
+        finite = math.isfinite(report['grad_norm'])
+        if waiting:
+            report['grad_norm'] = self._whole_norm(report['grad_norm'], waiting)
+        if finite:
+            report['moved'] = self._move(learned)
         else:
+            self._check_skippable(report, batch)
             self._undo(before)
         if self.scaler is not None:
             self.scaler.update()
         self._count(learned, finite)
+        if self._measures(self.steps):
+            report['drift'], report['moves'] = self.drift.measure()
         if 'logits' in self.method.columns:
             batch = with_logits(batch, learned, logits)
-        return self._report(learned, logits, loss, norm, moved), batch
+        return report, batch
+
+    def _precision(self):
+        "The context of a forward pass: mixed precision, if that is set."
+        if self.loop.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.loop.amp_dtype)
 
     def _buffers(self) -> list:
         "Copy the buffers (such as batch norm's statistics) if this step may be skipped."
@@ -337,28 +348,29 @@ class Learner:
     def _weights(self) -> list:
         return [p for group in self.optimizer.param_groups for p in group['params']]
 
-    def _backward(self, loss) -> tuple:  # norm of the gradient, NaN if parts of it wait; is it finite?
+    def _backward(
+        self, loss
+    ) -> tuple:  # norm (), not finite if a part of the gradient is not; parts that wait
         "Compute the gradient: unscaled, and summed over the processes where that cannot wait."
         loss = self.ranks.divide(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         gradients = [p.grad for p in self._weights() if p.grad is not None]
-        waiting, intact = [], True
+        waiting = []
         if self.ranks.size > 1:
             waiting = [] if self._needs_sums() else self._waiting()
-            gradients, intact = self._sum(gradients, waiting)
+            gradients = self._sum(gradients, waiting)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = total_norm(gradients)
-        finite = intact and math.isfinite(norm)
-        return (self._whole_norm(norm, waiting) if waiting else norm), finite
+        return total_norm(gradients), waiting
 
-    def _sum(self, gradients: list, waiting: list) -> tuple:  # the summed ones; are the others finite?
-        "Sum gradients over the processes, except those that wait."
+    def _sum(self, gradients: list, waiting: list) -> list:  # the sums, and 0 or NaN
+        "Sum gradients over the processes, except those that wait; NaN if one of these is not finite."
         parts = {id(gradient) for gradient in waiting}
-        due = [gradient for gradient in gradients if id(gradient) not in parts]
-        lost = torch.tensor(float(not math.isfinite(total_norm(waiting))), device=self.device)
-        self.ranks.sum([*due, lost])
-        return due, not lost
+        sums = [gradient for gradient in gradients if id(gradient) not in parts]
+        if waiting:
+            sums.append(0 * total_norm(waiting))
+        self.ranks.sum(sums)
+        return sums
 
     def _whole_norm(self, norm: float, waiting: list) -> float:
         "Complete a norm by gradients that wait: at a step that measures drift, by a sum of copies; else NaN."
@@ -366,7 +378,7 @@ class Learner:
             return math.nan
         copies = [gradient.clone() for gradient in waiting]
         self.ranks.sum(copies)
-        return math.hypot(norm, total_norm(copies))
+        return math.hypot(norm, total_norm(copies).item())
 
     def _measures(self, step: int) -> bool:
         "Return whether a step measures drift."
@@ -382,19 +394,46 @@ class Learner:
         reads = type(self.method).on_gradients is not Method.on_gradients
         return reads or self.loop.gradient_clip is not None or self.scaler is not None
 
-    def _usable(self, loss, norm: float, finite: bool, batch: Batch) -> bool:
-        "Return whether the gradient is finite; raise `NonFinite` if the run must stop."
-        if finite:
-            return True
-        overflow = self.scaler is not None and math.isfinite(loss.item())
+    def _read(self, learned: Batch, logits, loss, norm) -> dict:
+        "Read the numbers of a step all at once: on a GPU the loop waits once a step."
+        numbers = dict(loss=loss.detach(), norm=norm.to(loss.device))
+        labels = learned.labels[: learned.fresh]
+        if logits is not None:
+            right = logits.argmax(1)[: learned.fresh] == labels  # -1 is no answer
+            numbers['right'] = right.sum(dtype=torch.float32)
+        if not learned.labelled:
+            numbers['known'] = (labels >= 0).sum(dtype=torch.float32)
+        read = dict(zip(numbers, torch.stack(list(numbers.values())).tolist()))
+        known = read.get('known', learned.fresh)
+        accuracy = read['right'] / known if known else math.nan
+        return dict(
+            loss=read['loss'],
+            grad_norm=read['norm'],
+            replayed=learned.replayed,
+            moved=(),
+            accuracy=accuracy,
+        )
+
+    def _check_skippable(self, report: dict, batch: Batch):
+        "Raise `NonFinite` unless a step without a finite gradient may be skipped."
+        overflow = self.scaler is not None and math.isfinite(report['loss'])
         if self.loop.on_nonfinite == 'stop' and not overflow:
             raise NonFinite(
-                f'loss {loss.item():.4g} with gradient norm {norm} on samples {batch.samples.tolist()}: '
+                f'loss {report["loss"]:.4g} with gradient norm {report["grad_norm"]} on samples '
+                f'{batch.samples.tolist()}: '
                 'must be finite; lower learning_rate, set gradient_clip, or skip with on_nonfinite: skip'
             )
-        return False
 
-    def _move(self):
+    def _move(self, learned: Batch) -> tuple:  # names of the levels that moved
+        "Move the weights, then their averages."
+        noted = self.method.on_gradients(learned)
+        self._step()
+        if self.averages is not None:
+            self.averages.update()
+        self.method.after_update(noted)
+        return tuple(getattr(self.optimizer, 'moved', ('all',)))
+
+    def _step(self):
         if self.loop.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._weights(), self.loop.gradient_clip)
         if self.ranks.size > 1 and self._needs_sums():
@@ -409,13 +448,6 @@ class Learner:
         self.updates += 1
         self.replayed += learned.replayed
         self.skipped += not finite
-
-    def _report(self, learned: Batch, logits, loss, norm: float, moved: tuple) -> dict:
-        report = dict(loss=loss.item(), grad_norm=norm, replayed=learned.replayed, moved=moved)
-        report['accuracy'] = math.nan if logits is None else _share_correct(learned, logits)
-        if self._measures(self.steps):
-            report['drift'], report['moves'] = self.drift.measure()
-        return report
 
     def _planned(self, start: int) -> int:
         return self.loop.updates(start // self.loop.batch_size)
@@ -553,13 +585,3 @@ class Learner:
 
 PLACE = ('steps', 'position', 'updates', 'skipped', 'replayed', 'past_knobs')  # numbers in a learner's state
 PHASES = ('train', 'evaluate')  # of `Passes`
-
-
-def _share_correct(learned: Batch, logits: torch.Tensor) -> float:
-    "Return the share of the stream's labelled rows that were classified correctly; NaN without any."
-    labels = learned.labels[: learned.fresh]
-    if not len(labels):
-        return math.nan
-    correct = logits.detach()[: learned.fresh].argmax(1) == labels  # -1 is no answer
-    known = (labels >= 0).sum().item()
-    return correct.sum().item() / known if known else math.nan
