@@ -241,7 +241,7 @@ class ImageFiles:
         self.num_workers = check_count('num_workers', num_workers)
         self.prefetch_factor = check_count('prefetch_factor', prefetch_factor, least=1)
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.announced = deque()  # [rows, futures of their pixels or None] of each announced batch
+        self.announced = deque()  # [rows, what `_begin` returned or None] of each announced batch
         Image.init()  # if two threads did this at once, some files would look damaged
 
     def __len__(self):
@@ -279,9 +279,9 @@ class ImageFiles:
     ) -> torch.Tensor:  # (B, 3, H, W) uint8, on the CPU
         "Return some images, decoded now or ahead."
         rows = check_indices(indices, len(self))
-        images = torch.empty(len(rows), *self.shape, dtype=torch.uint8, pin_memory=self.pin_memory)
-        for image, pixels in zip(images.numpy(), self._take_announced(rows) or self._decode_now(rows)):
-            image[:] = pixels
+        images, jobs = self._take_announced(rows) or self._begin(rows)
+        for job in jobs:
+            job.result()  # waits; raises if a file is damaged
         self._decode_ahead()
         return images
 
@@ -323,19 +323,31 @@ class ImageFiles:
                 'repair or remove it, and load the data set again'
             )
         self._check_shape(file, pixels)
-        return np.ascontiguousarray(pixels)  # in a worker thread, rather than where the batch is assembled
+        return pixels
 
-    def _decode_now(self, rows: np.ndarray):  # images (3, H, W), in this order
-        return self.pool.map(self._decode, rows) if self.num_workers else map(self._decode, rows)
+    def _begin(self, rows: np.ndarray) -> tuple:  # images (B, 3, H, W), the jobs that fill them
+        "Begin to decode a batch, each thread a share of it; without threads, decode it."
+        images = torch.empty(len(rows), *self.shape, dtype=torch.uint8, pin_memory=self.pin_memory)
+        if not self.num_workers:
+            self._fill(images.numpy(), rows)
+            return images, []
+        shares = max(1, min(self.num_workers, len(rows)))
+        parts = zip(np.array_split(images.numpy(), shares), np.array_split(rows, shares))
+        return images, [self.pool.submit(self._fill, *part) for part in parts]
+
+    def _fill(self, images: np.ndarray, rows: np.ndarray):
+        "Decode files into their places in a batch: one copy of the pixels."
+        for image, row in zip(images, rows):
+            image[:] = self._decode(row)
 
     def _decode_ahead(self):
         "Start decoding the first `prefetch_factor` announced batches."
         for batch in islice(self.announced, self.prefetch_factor):
             if batch[1] is None:
-                batch[1] = [self.pool.submit(self._decode, row) for row in batch[0]]
+                batch[1] = self._begin(batch[0])
 
-    def _take_announced(self, rows: np.ndarray) -> list | None:  # images (3, H, W)
-        "Return the images of the announced batch with these rows; drop the announcements before it."
+    def _take_announced(self, rows: np.ndarray) -> tuple | None:  # as from `_begin`
+        "Return the announced batch with these rows; drop the announcements before it."
         for place, (announced, _) in enumerate(self.announced):
             if np.array_equal(announced, rows):
                 break
@@ -344,8 +356,7 @@ class ImageFiles:
         for _ in range(place):
             self.announced.popleft()
         self._decode_ahead()  # the batch is now the first
-        _, coming = self.announced.popleft()
-        return [image.result() for image in coming]
+        return self.announced.popleft()[1]
 
     def _attempts(self):
         "Decode each file once, in order; yield (pixels, None) or (None, why not)."

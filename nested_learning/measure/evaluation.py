@@ -61,7 +61,7 @@ def evaluate(
     with forked_random(), ExitStack() as modes:
         for module in modules.values():
             modes.enter_context(evaluating(module))
-        for chunk in _chunks(ranks.share(indices), batch_size or _forward_images(device)):
+        for chunk in _chunks(ranks.share(indices), batch_size or _forward_images(split, device)):
             images = view.plain(split.batch(chunk).to(device))
             labels = torch.as_tensor(split.labels[chunk], device=device)
             of_task = torch.as_tensor(task_of[split.labels[chunk]], device=device)
@@ -112,9 +112,14 @@ def _class_masks(
     return masks
 
 
-def _forward_images(device: torch.device) -> int:
-    "The number of images in a forward pass: few for the caches of a CPU, more for a GPU."
-    return FORWARD_IMAGES if device.type == 'cpu' else 10 * FORWARD_IMAGES
+_USUAL_PIXELS = 64 * 64  # of an image; a forward pass takes fewer images if they are larger
+
+
+def _forward_images(split, device: torch.device) -> int:
+    "The number of images in a forward pass: few for the caches of a CPU, more for a GPU, fewer large ones."
+    most = FORWARD_IMAGES if device.type == 'cpu' else 10 * FORWARD_IMAGES
+    pixels = split.batch([0])[0, 0].numel()
+    return max(1, min(most, most * _USUAL_PIXELS // pixels))
 
 
 def _chunks(
@@ -191,7 +196,7 @@ def _confidences(
     device = next(module.parameters()).device
     own = ranks.share(np.arange(len(indices)))
     parts = []
-    for chunk in _chunks(indices[own], batch_size or _forward_images(device)):
+    for chunk in _chunks(indices[own], batch_size or _forward_images(split, device)):
         parts.append(confidence(module, view.plain(split.batch(chunk).to(device))))
     found = torch.zeros(len(indices))
     found[own] = torch.cat(parts).cpu()

@@ -16,7 +16,9 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from ..config.load import ConfigError, load_config
+from ..config.load import Config, ConfigError, load_config
+from ..config.reader import read_yaml
+from ..config.schema import Data
 from ..core import write_atomic
 from ..measure import metrics
 from ..optim.ranks import LostProcess
@@ -33,6 +35,7 @@ from nested_learning.runs.grid import (
     tabulate,
 )
 from .search import tune_folder
+from ..train.cost import estimate_run, fit_batch_size
 from ..train.learner import NonFinite
 from ..train.processes import follow, joined
 
@@ -86,6 +89,24 @@ def _read_pairs(pairs: tuple) -> dict:  # key -> value as text
     return keys
 
 
+def _read_config(
+    path: Path,  # YAML file
+    keys: dict,  # key -> value as text
+) -> Config:
+    "Read a configuration; find the batch size if it is 'auto', unless the run has begun with one."
+    written = read_yaml(path, 'config')
+    section = written.get('data')
+    layers = (section if isinstance(section, dict) else {}) | written | keys
+    if layers.get('batch_size') != 'auto':
+        return load_config(path, **keys)
+    config = load_config(path, **{**keys, 'batch_size': Data.model_fields['batch_size'].default})
+    saved = Path(config.run.run_dir or '') / 'config.yaml'
+    begun = config.run.run_dir and saved.is_file()
+    found = load_config(saved) if begun else fit_batch_size(config)
+    click.echo(f'batch_size: {found.data.batch_size}')
+    return load_config(config, batch_size=found.data.batch_size)
+
+
 def _outcome(done: Run) -> str:
     "Return the result of a run in two lines."
     said = []
@@ -100,8 +121,13 @@ def _outcome(done: Run) -> str:
 @_version
 @click.argument('config', type=click.Path(path_type=Path))
 @click.argument('pairs', nargs=-1, metavar='[KEY=VALUE]...')
-def run_one(config, pairs):
+@click.option(
+    '--estimate', 'only_estimate', is_flag=True, help='Only say how much memory and time it will need.'
+)
+def run_one(config, pairs, only_estimate):
     """Run the configuration in the YAML file CONFIG; KEY=VALUE sets or replaces a key.
+
+    batch_size=auto finds the largest batch that fits, and the run folder keeps the number found.
 
     The run folder is run_dir, or a new one in _runs/. To resume a run that was stopped, give the same
     command again, with its run_dir. Exit code: 0 if the run is finished, 1 if it failed, 2 if the request
@@ -112,8 +138,8 @@ def run_one(config, pairs):
     try:
         with joined() as ranks:
             if ranks.is_first:
-                config = load_config(config, **_read_pairs(pairs))
-                click.echo(_outcome(run_or_resume(config)))
+                config = _read_config(config, _read_pairs(pairs))
+                click.echo(estimate_run(config) if only_estimate else _outcome(run_or_resume(config)))
             else:
                 follow()
     except KeyboardInterrupt as e:

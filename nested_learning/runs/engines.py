@@ -6,7 +6,6 @@
 __all__ = ['NOTEBOOK', 'Kernel', 'has_ended', 'run_in_kernel', 'Bars', 'stop_runs', 'Pool', 'run_pool', 'run_ray', 'estimate']
 
 # %% ../../nbs/85_engines.ipynb #36620bad
-import itertools
 import json
 import os
 import queue
@@ -15,7 +14,6 @@ import socket
 import tempfile
 import threading
 import time
-import warnings
 from collections import deque
 from pathlib import Path
 
@@ -26,12 +24,10 @@ from tqdm import tqdm
 from traitlets import default
 
 import nested_learning
-from ..config.load import Config, ConfigError
-from ..core import use_threads
+from ..config.load import ConfigError
 from .folder import Busy, has_finished, hold, is_held, lock_of
 from .grid import Planned, log, read_holder, read_progress, read_state
-from ..train.build import build
-from ..train.learner import StepDone
+from ..train.cost import estimate_run
 
 # %% ../../nbs/85_engines.ipynb #5083ffb4
 NOTEBOOK = Path(nested_learning.__file__).with_name('one_run.ipynb')
@@ -440,7 +436,7 @@ def run_ray(
 # %% ../../nbs/85_engines.ipynb #a06a705e
 def estimate(
     runs: list,  # of `Planned`
-    steps: int = 10,  # [steps] to measure, after two that are not counted
+    steps: int = 10,  # [steps] to time, after some that are not counted
 ) -> list:  # [seconds] of training, for each run
     "Estimate the training time of runs; seeds of one combination count as equal."
     measured = {}
@@ -449,20 +445,6 @@ def estimate(
         combination = {name: value for name, value in run.keys.items() if name != 'seed'}
         key = json.dumps(combination, sort_keys=True)
         if key not in measured:
-            measured[key] = _measure(run.config, steps)
+            measured[key] = estimate_run(run.config, steps=steps).seconds['train']
         seconds.append(measured[key])
     return seconds
-
-
-def _measure(config: Config, steps: int) -> float:
-    "Time a few steps; return the seconds of all steps of a run."
-    with use_threads(config.run.threads), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the run itself will warn
-        learner = build(config)
-        done = (event for event in learner.run() if isinstance(event, StepDone))
-        for _ in itertools.islice(done, 2):
-            pass
-        start = time.perf_counter()
-        made = sum(1 for _ in itertools.islice(done, steps))
-        seconds = (time.perf_counter() - start) / max(made, 1)
-    return seconds * learner.loop.steps(len(learner.stream))
