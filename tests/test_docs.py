@@ -1,5 +1,6 @@
 "README and the docs site are what the notebooks make them, and their commands are those that CI runs."
 
+import ast
 import importlib.util
 import json
 import os
@@ -48,6 +49,30 @@ def test_readme_tells_the_results(monkeypatch):
     answers = ('A', 'steady', 'average'), ('A', 'consolidated', 'weights')
     assert study_sentence(study, *answers, ('`steady`', 'plain replay (`er`)')) in README, again
     assert relink(notebook_map(), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
+
+
+def run_cells(cells):
+    "Run the code cells of a notebook; yield each cell with what its last expression gives."
+    names = {}
+    for cell in cells:
+        body = ast.parse(''.join(cell['source'])).body if cell['cell_type'] == 'code' else []
+        last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), 'cell', 'exec'), names)
+        yield cell, last and eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)
+
+
+@pytest.mark.parametrize('page', ['methods', 'negative_results', 'paper_map'])
+def test_pages_tell_the_results(page, monkeypatch):
+    "The tables of a page are what its code makes of the committed results and notebooks now."
+    monkeypatch.chdir(ROOT / 'nbs')
+    cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text(encoding='utf-8'))['cells']
+    tables = 0
+    for cell, made in run_cells(cells):
+        saved = [output['data'] for output in cell.get('outputs', []) if 'data' in output]
+        if saved and 'text/markdown' in saved[-1]:
+            assert made.data == ''.join(saved[-1]['text/markdown']), f'run nbs/{page}.ipynb and save it'
+            tables += 1
+    assert tables >= 2
 
 
 def test_readme_shows_the_grid():
