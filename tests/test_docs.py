@@ -107,6 +107,23 @@ def test_readme_opens_with_a_film():
         assert film.n_frames >= 25 and film.width >= 800 and film.info['loop'] == 0
 
 
+def test_citation():
+    "CITATION.cff has the version and the addresses of settings.ini, and the authors that README names."
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(cited)  # what its format requires
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT / 'settings.ini')
+    default = settings['DEFAULT']
+    assert cited['version'] == default['version'] and cited['license'].lower() == default['license']
+    assert cited['repository-code'] == default['git_url']
+    assert cited['authors'] == [{'name': default['author']}]
+    (paper,) = cited['references']
+    names = [f'{author["given-names"]} {author["family-names"]}' for author in paper['authors']]
+    link = f'[{paper["identifiers"][0]["value"]}]({paper["url"]})'
+    assert f'{", ".join(names[:-1])} and {names[-1]}: *{paper["title"]}*, {paper["year"]}, {link}' in README
+    assert paper['doi'] == '10.48550/' + paper['identifiers'][0]['value'].replace(':', '.')
+
+
 def test_commands():
     for block in COMMANDS:
         subprocess.run(['bash', '-n'], input=block, text=True, check=True)
