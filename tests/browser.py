@@ -1,5 +1,6 @@
 "A real browser before JupyterLab and Voila: servers, notebooks run without races, checks of a page."
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FLAGS = (
@@ -295,3 +297,59 @@ def wait_for_status(page, pattern):
 def check_layout(page):
     "List what a person would complain about: empty figures, overlaps, what is cut off."
     return page.evaluate((Path(__file__).parent / 'layout.js').read_text())
+
+
+TEXTS = """() => {
+    const opacity = e => e ? getComputedStyle(e).opacity * opacity(e.parentElement) : 1;
+    const found = [];
+    const note = (words, element, box) => {
+        if (!box || box.width < 3 || box.height < 3 || !element.checkVisibility({visibilityProperty: true})) return;
+        const drawn = element.closest('svg'), style = getComputedStyle(element);
+        const x = box.x + box.width / 2, y = box.y + box.height / 2;
+        const seen = drawn || document.elementsFromPoint(x, y).some(e => e === element || e.contains(element));
+        if (!seen) return;  // scrolled out of its box
+        const colour = (drawn ? style.fill : style.color).match(/[\\d.]+/g).map(Number);
+        const alpha = (colour[3] ?? 1) * opacity(element) * (drawn ? style.fillOpacity : 1);
+        found.push({words: words.slice(0, 50), box: [x - box.width / 2, y - box.height / 2, box.width, box.height],
+            colour: colour.slice(0, 3), alpha});
+    };
+    const off = e => e.closest(':disabled, [disabled], .modebar, .noUi-origin');
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const words = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
+        if (!words || off(element) || element.closest('script, style, select')) continue;
+        const range = document.createRange();
+        range.selectNodeContents(walk.currentNode);
+        note(words, element, range.getClientRects()[0]);
+    }
+    for (const e of document.querySelectorAll('select, input:not([type=checkbox])'))
+        if (!off(e)) note(e.value, e, e.getBoundingClientRect());
+    return found;
+}"""
+
+
+def luminance(colour):
+    "Relative luminance of WCAG 2."
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def measure_contrast(page):
+    "Measure each text in sight, as (contrast, words): its colour against the commonest colour behind it."
+    texts = page.evaluate(TEXTS)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert('RGB')
+    found = []
+    for text in texts:
+        x, y, wide, high = (round(v) for v in text['box'])
+        part = picture.crop((max(x, 0), max(y, 0), x + max(wide, 1), y + max(high, 1)))
+        if 0 in part.size:
+            continue
+        _, behind = max(part.getcolors(part.width * part.height))
+        ink = [text['alpha'] * c + (1 - text['alpha']) * b for c, b in zip(text['colour'], behind)]
+        found.append((contrast(ink, behind), text['words']))
+    return sorted(found)
