@@ -28,8 +28,9 @@ FLAGS = (
 )
 HARMLESS = (
     '@fortawesome/fontawesome-free',  # Voila's template asks a CDN for the icons of its own buttons
-    'labextensions/jupyterlab-jupytext',
-)  # comes with kaggle, and does not fit into Voila
+    'labextensions/jupyterlab-jupytext',  # comes with kaggle, and does not fit into Voila
+    'voila/api/shutdown',  # of a page that is left: Voila refuses its own request, so kernels are culled
+)
 THEMES = {'light': 'JupyterLab Light', 'dark': 'JupyterLab Dark'}
 VOILA = (  # leaves the lesson out
     'voila',
@@ -42,6 +43,7 @@ VOILA = (  # leaves the lesson out
     '--MappingKernelManager.cull_interval=5',
 )
 HEIGHT = 1400  # [pixels] of the viewport: a whole panel
+CONTRAST = 4.5  # at least, of a text (WCAG 2, level AA)
 
 
 def find_chromium():
@@ -294,38 +296,14 @@ def wait_for_status(page, pattern):
     return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
 
 
+def check_contrast(page):
+    "List texts that are too faint to be read by everyone."
+    return [f"'{words}' has a contrast of {c:.1f}" for c, words in measure_contrast(page) if c < CONTRAST]
+
+
 def check_layout(page):
     "List what a person would complain about: empty figures, overlaps, what is cut off."
     return page.evaluate((Path(__file__).parent / 'layout.js').read_text())
-
-
-TEXTS = """() => {
-    const opacity = e => e ? getComputedStyle(e).opacity * opacity(e.parentElement) : 1;
-    const found = [];
-    const note = (words, element, box) => {
-        if (!box || box.width < 3 || box.height < 3 || !element.checkVisibility({visibilityProperty: true})) return;
-        const drawn = element.closest('svg'), style = getComputedStyle(element);
-        const x = box.x + box.width / 2, y = box.y + box.height / 2;
-        const seen = drawn || document.elementsFromPoint(x, y).some(e => e === element || e.contains(element));
-        if (!seen) return;  // scrolled out of its box
-        const colour = (drawn ? style.fill : style.color).match(/[\\d.]+/g).map(Number);
-        const alpha = (colour[3] ?? 1) * opacity(element) * (drawn ? style.fillOpacity : 1);
-        found.push({words: words.slice(0, 50), box: [x - box.width / 2, y - box.height / 2, box.width, box.height],
-            colour: colour.slice(0, 3), alpha});
-    };
-    const off = e => e.closest(':disabled, [disabled], .modebar, .noUi-origin');
-    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (walk.nextNode()) {
-        const words = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
-        if (!words || off(element) || element.closest('script, style, select')) continue;
-        const range = document.createRange();
-        range.selectNodeContents(walk.currentNode);
-        note(words, element, range.getClientRects()[0]);
-    }
-    for (const e of document.querySelectorAll('select, input:not([type=checkbox])'))
-        if (!off(e)) note(e.value, e, e.getBoundingClientRect());
-    return found;
-}"""
 
 
 def luminance(colour):
@@ -341,7 +319,7 @@ def contrast(a, b):
 
 def measure_contrast(page):
     "Measure each text in sight, as (contrast, words): its colour against the commonest colour behind it."
-    texts = page.evaluate(TEXTS)
+    texts = page.evaluate((Path(__file__).parent / 'contrast.js').read_text())
     picture = Image.open(io.BytesIO(page.screenshot())).convert('RGB')
     found = []
     for text in texts:
