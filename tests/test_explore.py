@@ -22,6 +22,7 @@ from browser import (  # noqa: F401 (fixtures)
     wait_for_status,
 )
 from conftest import ROOT
+from playwright.sync_api import expect
 from plotly.offline import get_plotlyjs
 
 LANDING = 'apps.ipynb'  # lists the others
@@ -376,9 +377,9 @@ def test_readable(theme, browser, voila, screenshots):  # noqa: F811
     open_app(page, voila('explore/cockpit.ipynb', theme))
     page.locator('summary').click()  # the words explained
     play_cockpit(page)
-    seed = page.locator('.widget-text', has=page.get_by_text('seed', exact=True)).locator('input')
     press(page, 'Restart')
     wait_for_status(page, 'ready')
+    seed = page.locator('.widget-text', has=page.get_by_text('seed', exact=True)).locator('input')
     seed.fill('-1')
     seed.press('Enter')
     note = page.locator('.nl-side .nl-refused')
@@ -386,11 +387,8 @@ def test_readable(theme, browser, voila, screenshots):  # noqa: F811
     below = note.bounding_box()['y'] - seed.bounding_box()['y']
     assert 0 < below < 60, below
     press(page, 'Undo')
-    note.wait_for(state='detached', timeout=30_000)
-    assert (
-        page.locator('.widget-text', has=page.get_by_text('seed', exact=True)).locator('input').input_value()
-        == '0'
-    )
+    expect(seed).to_have_value('0', timeout=30_000)
+    expect(note).to_have_count(0)
     press(page, 'Watch forgetting')
     wait_for_status(page, 'task [1-4]')
     press(page, 'Pause')

@@ -75,7 +75,7 @@ _STYLE = """
 .nl-panel summary { cursor: pointer }
 .nl-panel .noUi-handle { border: 2px solid var(--jp-ui-font-color2, #616161) }
 .nl-refused { border-left: 4px solid #D55E00; padding-left: 6px }
-.nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
+.nl-panel :focus-visible { outline: 2px solid var(--jp-ui-font-color1) !important; outline-offset: 1px }
 """
 _DRAW = """
 const load = model => window.nestedPlotly ??= (async () => {
