@@ -338,6 +338,7 @@ def test_landing(browser, voila, screenshots):  # noqa: F811
     "The landing page leads to each app, with a sentence about it, and each app leads back."
     page = open_page(browser)
     page.goto(voila(f'explore/{LANDING}'), timeout=120_000)
+    page.get_by_role('heading', name='The apps').wait_for(timeout=120_000)
     entries = page.locator('li', has=page.locator('a'))
     texts = dict(
         zip(

@@ -18,7 +18,7 @@ import pandas as pd
 from ..config.load import Config
 from ..config.schema import RATIOS
 from .app import App
-from .buttons import BUTTONS, CAN, PRESSED, SPEEDS
+from .buttons import BUTTONS, CAN, PRESSED, SPEEDS, complain
 from .controls import Controls, labelled
 from .live import View
 from .pair import Pair, Preview
@@ -147,7 +147,7 @@ class Cockpit(App):
 
     def say(self, text: str):
         super().say(text)
-        self.controls.explain(self.moved, text)
+        self.controls.explain(self.moved, complain(text))
 
     def undo(self):
         "Take back the last change, before a step is made with it."

@@ -16,7 +16,6 @@ from ..config.components import table
 from ..config.load import KEYS, PRESETS, Config
 from ..config.schema import RATIOS, REALISM
 from ..model.cms import level_names
-from .buttons import complain
 from .panels import Muted
 from ..train.knobs import KNOBS, Control
 
@@ -209,11 +208,11 @@ class Controls:
     def explain(
         self,
         key: str,  # of the control; None: of no control
-        text: str,  # message; '' for none
+        message: str,  # HTML; '' for none
     ):
         "Show below the control of a key why its value was refused; remove the messages of the others."
         for name, note in self.notes.items():
-            note.value = complain(text if name == key else '')
+            note.value = message if name == key else ''
 
     def locked(
         self,
