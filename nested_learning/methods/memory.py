@@ -287,7 +287,7 @@ class Memory:
                 )
         stored = dict(zip(self.names, self.columns))
         chosen = [stored[name] for name in ('images', 'labels', 'samples', *columns)]
-        return tuple(column[slots.to(column.device, non_blocking=True)] for column in chosen)
+        return tuple(column.index_select(0, slots.to(column.device, non_blocking=True)) for column in chosen)
 
     def draw(self, n: int, how: str = 'uniform', columns: tuple = ()) -> tuple:
         "Draw `n` images (fewer if fewer are held), with labels, samples and `columns`."
@@ -354,8 +354,8 @@ class Memory:
             self.columns = tuple(x.new_zeros(self.capacity, *x.shape[1:]) for x in batch.values())
         for name, column in zip(self.names, self.columns):
             rows = batch[name]
-            chosen = rows[items.to(rows.device, non_blocking=True)]
-            column[slots.to(column.device, non_blocking=True)] = chosen.to(column)
+            chosen = rows.index_select(0, items.to(rows.device, non_blocking=True))
+            column.index_copy_(0, slots.to(column.device, non_blocking=True), chosen.to(column))
 
     def _filled(self):
         "The class of each filled slot; refuse an empty memory."
