@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,8 @@ def make_learner(
     **more,  # keys of the configuration
 ) -> Learner:
     "Build a learner whose evaluations take no time: they are no part of what is compared."
-    learner = build(configure(case, data, **more), data)
+    with warnings.catch_warnings(action='ignore'):  # that the stream is short, for instance
+        learner = build(configure(case, data, **more), data)
     learner.evaluate = lambda task, split='test': Evaluated(learner.steps, task, split, ())
     return learner
 
@@ -231,7 +233,8 @@ def _measure_run(case: Case, data) -> tuple:  # processor time, time [seconds]
     with tempfile.TemporaryDirectory() as d:
         config = configure(case, data, run_dir=f'{d}/run')
         start = _clock()
-        run(config, data=data, progress=False)
+        with warnings.catch_warnings(action='ignore'):
+            run(config, data=data, progress=False)
         return tuple(end - begin for begin, end in zip(start, _clock()))
 
 
