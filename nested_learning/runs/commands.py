@@ -164,6 +164,13 @@ _OPTIONS = (
         help='Runs at a time on this machine; one for each core unless given.',
     ),
     click.option(
+        '--processes',
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help='Processes that train each run together, on one machine; on GPUs one for each GPU of the run.',
+    ),
+    click.option(
         '--engine',
         type=click.Choice(['pool', 'ray']),
         default='pool',
@@ -244,17 +251,17 @@ def _announce(
     return f'{_plural(runs, "run")}, {_plural(workers, "worker")}'
 
 
-def _work(folder, runs: list, workers, engine, address, gpus_per_run):
+def _work(folder, runs: list, workers, processes, engine, address, gpus_per_run):
     "Execute runs by an engine, then exit with the code of the outcome."
     signal.signal(signal.SIGTERM, _interrupt)
     if engine == 'pool':
-        workers = workers or os.cpu_count()
+        workers = workers or max(1, os.cpu_count() // processes)
     click.echo(_announce(len(runs), workers))
     try:
         if engine == 'ray':
-            run_ray(folder, runs, address, gpus_per_run, workers)
+            run_ray(folder, runs, address, gpus_per_run, workers, processes=processes)
         else:
-            run_pool(folder, runs, workers)
+            run_pool(folder, runs, workers, processes=processes)
     except KeyboardInterrupt:
         click.echo(f'stopped; nl-batch resume {folder} goes on', err=True)
         sys.exit(130)
