@@ -1,5 +1,6 @@
 "README and the docs site are what the notebooks make them, and their commands are those that CI runs."
 
+import ast
 import importlib.util
 import json
 import os
@@ -50,6 +51,30 @@ def test_readme_tells_the_results(monkeypatch):
     assert relink(notebook_map(), 'nbs') in README, 'run nbs/index.ipynb, save it, and make README again'
 
 
+def run_cells(cells):
+    "Run the code cells of a notebook; yield each cell with what its last expression gives."
+    names = {}
+    for cell in cells:
+        body = ast.parse(''.join(cell['source'])).body if cell['cell_type'] == 'code' else []
+        last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), 'cell', 'exec'), names)
+        yield cell, last and eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)
+
+
+@pytest.mark.parametrize('page', ['methods', 'negative_results', 'paper_map'])
+def test_pages_tell_the_results(page, monkeypatch):
+    "The tables of a page are what its code makes of the committed results and notebooks now."
+    monkeypatch.chdir(ROOT / 'nbs')
+    cells = json.loads((ROOT / f'nbs/{page}.ipynb').read_text(encoding='utf-8'))['cells']
+    tables = 0
+    for cell, made in run_cells(cells):
+        saved = [output['data'] for output in cell.get('outputs', []) if 'data' in output]
+        if saved and 'text/markdown' in saved[-1]:
+            assert made.data == ''.join(saved[-1]['text/markdown']), f'run nbs/{page}.ipynb and save it'
+            tables += 1
+    assert tables >= 2
+
+
 def test_readme_shows_the_grid():
     path = ROOT / 'nbs/runs/grids/digits.yaml'
     runs = plan_runs(read_grid(path))
@@ -80,6 +105,23 @@ def test_readme_opens_with_a_film():
     assert (ROOT / name).stat().st_size < 3_000_000
     with Image.open(ROOT / name) as film:
         assert film.n_frames >= 25 and film.width >= 800 and film.info['loop'] == 0
+
+
+def test_citation():
+    "CITATION.cff has the version and the addresses of settings.ini, and the authors that README names."
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(cited)  # what its format requires
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT / 'settings.ini')
+    default = settings['DEFAULT']
+    assert cited['version'] == default['version'] and cited['license'].lower() == default['license']
+    assert cited['repository-code'] == default['git_url']
+    assert cited['authors'] == [{'name': default['author']}]
+    (paper,) = cited['references']
+    names = [f'{author["given-names"]} {author["family-names"]}' for author in paper['authors']]
+    link = f'[{paper["identifiers"][0]["value"]}]({paper["url"]})'
+    assert f'{", ".join(names[:-1])} and {names[-1]}: *{paper["title"]}*, {paper["year"]}, {link}' in README
+    assert paper['doi'] == '10.48550/' + paper['identifiers'][0]['value'].replace(':', '.')
 
 
 def test_commands():

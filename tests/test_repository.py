@@ -1,6 +1,8 @@
 "What notebooks cannot check about themselves: export, cleanliness, imports, examples, sizes and layout."
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -249,6 +251,44 @@ def test_every_export_has_an_example(notebooks, modules):
         }
         untested += [f'{path}: {name}' for name in public if name not in shown]
     none(untested, 'used in no cell that asserts')
+
+
+def fences(cells):
+    "The Python in the Markdown cells of a notebook."
+    for cell in cells:
+        if not cell.code:
+            yield from re.findall(r'```python\n(.*?)```', cell.source, flags=re.DOTALL)
+
+
+def fits(make, call):
+    "Does a call fit the signature of a function or class?"
+    starred = any(isinstance(x, ast.Starred) for x in call.args) or any(k.arg is None for k in call.keywords)
+    named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+    try:
+        signature = inspect.signature(make)
+        (signature.bind_partial if starred else signature.bind)(*call.args, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def test_fences_call_what_exists(notebooks, modules):
+    "An example in prose parses, and its calls fit the functions and classes of the library."
+    places = {path: importlib.import_module(f'nested_learning.{name}') for path, name in modules.items()}
+    known = {}  # name -> what the modules export under it
+    for module in places.values():
+        for name in getattr(module, '__all__', ()):
+            known.setdefault(name, []).append(getattr(module, name))
+    wrong, calls = [], 0
+    for path, cells in notebooks.items():
+        for text in fences(cells):
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Call) and getattr(node.func, 'id', None) in known:
+                    calls += 1
+                    if not any(fits(make, node) for make in known[node.func.id] if callable(make)):
+                        wrong.append(f'{path}: {ast.unparse(node)}')
+    none(wrong, 'the examples in the text do not fit the signatures')
+    assert calls > 80
 
 
 def test_parameters(notebooks):

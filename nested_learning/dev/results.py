@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'STUDY_COLUMNS', 'load_results', 'name_hardware', 'name_source', 'pairs_table', 'results_table',
-           'study_table', 'study_sentence', 'need', 'results_hash', 'figure']
+           'study_table', 'study_sentence', 'read_answers', 'hardware_table', 'need', 'results_hash', 'figure']
 
 # %% ../../nbs/990_results.ipynb #adde80d3
 import hashlib
@@ -161,6 +161,20 @@ def _name_answer(variant: str, answer: str, by_weights: bool, others: list) -> s
     return f'weights of `{variant}`' if below is None or below in others else f'`{below}`'
 
 
+def _name_answers(record: dict, part: str) -> dict:  # name -> (variant, answer), in the order of the runs
+    "Name the answers of a part of a study."
+    answers = {}
+    for run in record['runs']:
+        if run['part'] == part:
+            answers.setdefault(run['variant'], list(run['readouts']))
+    plan, names = record['study']['parts'][part]['variants'], {}
+    for variant, found in answers.items():
+        by_weights = 'consolidation' in plan[variant] or found == ['weights']
+        for answer in found:
+            names[_name_answer(variant, answer, by_weights, answers)] = variant, answer
+    return names
+
+
 def study_table(
     path,  # record of a study, as nbs/runs/cifar100.ipynb writes it
     part: str,  # of the study
@@ -169,18 +183,14 @@ def study_table(
     record = json.loads(Path(path).read_text(encoding='utf-8'))
     runs = [run for run in record['runs'] if run['part'] == part]
     plan = record['study']['parts'][part]
-    rows, variants = [], list(dict.fromkeys(run['variant'] for run in runs))
-    for variant in variants:
+    rows = []
+    for name, (variant, answer) in _name_answers(record, part).items():
         mine = [run for run in runs if run['variant'] == variant]
-        answers = list(mine[0]['readouts'])
-        by_weights = 'consolidation' in plan['variants'][variant] or answers == ['weights']
-        for answer in answers:
-            numbers = [run['readouts'][answer] for run in mine]
-            cells = [_cell(numbers, 100, metric) for metric in STUDY_COLUMNS.values()]
-            views = _cell([run['cost'] for run in mine], 1, 'views_per_row')
-            order = sum(row['accuracy'] for row in numbers) / len(numbers)
-            name = _name_answer(variant, answer, by_weights, variants)
-            rows.append((-order, _line([name, *cells, views, str(len(mine))])))
+        numbers = [run['readouts'][answer] for run in mine]
+        cells = [_cell(numbers, 100, metric) for metric in STUDY_COLUMNS.values()]
+        views = _cell([run['cost'] for run in mine], 1, 'views_per_row')
+        order = sum(row['accuracy'] for row in numbers) / len(numbers)
+        rows.append((-order, _line([name, *cells, views, str(len(mine))])))
     lines = [_line(['method', *STUDY_COLUMNS, 'views per sample', 'seeds'])]
     lines.append('|---' + '|---:' * (len(STUDY_COLUMNS) + 2) + '|')
     lines += [line for _, line in sorted(rows)]
@@ -210,6 +220,68 @@ def study_sentence(
         f'{share(one, "forgetting")} points of forgetting, {names[1]} at {share(other, "accuracy")}% with '
         f'{share(other, "forgetting")}: {difference} points more accuracy, within {n} seeds (95% interval).'
     )
+
+# %% ../../nbs/990_results.ipynb #7ea13dcd
+def read_answers(
+    path,  # results file, or record of a study
+    part: str | None = None,  # of a study with parts
+) -> dict:  # name -> seed -> metric -> share, such as ['`er`'][0]['accuracy']
+    "Read all answers of a record."
+    record = json.loads(Path(path).read_text(encoding='utf-8'))
+    if 'methods' in record:
+        methods = load_results(path)['methods']
+        return {f'`{name}`': {row['seed']: row for row in rows} for name, rows in methods.items()}
+    if part is None:
+        names = {
+            f'{run["variant"]} ({answer})': (run['variant'], answer)
+            for run in record['runs']
+            for answer in run['readouts']
+        }
+    else:
+        names = _name_answers(record, part)
+    answers = {}
+    for name, (variant, answer) in names.items():
+        mine = [run for run in record['runs'] if (run.get('part'), run['variant']) == (part, variant)]
+        answers[name] = {run['seed']: run['readouts'][answer] for run in mine}
+    return answers
+
+# %% ../../nbs/990_results.ipynb #f82d4819
+_MACHINE = 'processor', 'cores', 'threads', 'gpu'
+
+
+def _measured(record: dict):
+    "Yield (what, runs, commits) of a record, or of each part of a study."
+    if 'study' in record:
+        for part, plan in record['study']['parts'].items():
+            runs = [run for run in record['runs'] if run['part'] == part]
+            planned = sum(own['seeds'] for own in plan['variants'].values())
+            yield f', {part}: {plan["about"]}', f'{len(runs)} of {planned}', [run['commit'] for run in runs]
+        return
+    rows = [row for rows in record.get('methods', {}).values() for row in rows] or record.get('runs', [])
+    commits = [row['commit'] for row in record.get('confirmed', [])] or [record.get('commit')]
+    count = len(rows) or len(record.get('trials', [])) + len(record.get('confirmed', []))
+    yield '', str(count) if count else '-', commits
+
+
+def hardware_table(
+    records: dict,  # path of a record -> what it measures
+    missing=(),  # what has no record
+) -> str:  # Markdown
+    "Tabulate what was measured on which hardware, and what was not measured."
+    headings = ['what', 'runs', *_MACHINE, 'torch', 'commit', 'record']
+    lines = [_line(headings), '|---' * len(headings) + '|']
+    for path, title in records.items():
+        record = json.loads(Path(path).read_text(encoding='utf-8'))
+        link = f'[{Path(path).name}]({Path(path).as_posix()})'
+        machine = [str(record['hardware'].get(part) or '-') for part in _MACHINE]
+        for what, runs, commits in _measured(record):
+            made_by = ', '.join(dict.fromkeys(commit or 'unknown' for commit in commits))
+            cells = [*machine, record['versions']['torch'], made_by] if commits else ['not measured']
+            cells += ['-'] * (len(_MACHINE) + 2 - len(cells))
+            lines.append(_line([title + what, runs, *cells, link]))
+    empty = ['-'] * (len(headings) - 3)
+    lines += [_line([what, '-', 'not measured', *empty]) for what in missing]
+    return '\n'.join(lines)
 
 # %% ../../nbs/990_results.ipynb #2f4558a2
 # package -> extra of this project that installs it

@@ -47,12 +47,12 @@ STORIES = (
         'Watch forgetting',
         'Plain training on five tasks, one after the other. '
         'Each new task overwrites what the last one had written.',
-        'column “task 0” of the matrix: near 100 % after task 0, near 0 % one task later.',
+        'column “task 0” of the matrix: most images are right after task 0, none one task later.',
         dict(method='fine_tune', **_PURE),
     ),
     Story(
         'Replay saves it',
-        'The same tasks, but each batch is joined by ten images from a memory of fifty, 3 % of the data. '
+        'The same tasks, but each batch is joined by ten images from a memory of fifty. '
         'About half of each old task stays, where plain training kept nothing.',
         'column “task 0” of the matrix, and the pictures in the memory.',
         dict(method='er', memory_size=50, replay_batch_size=10, **_PURE),
