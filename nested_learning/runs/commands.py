@@ -122,7 +122,10 @@ def _outcome(done: Run) -> str:
 @click.argument('config', type=click.Path(path_type=Path))
 @click.argument('pairs', nargs=-1, metavar='[KEY=VALUE]...')
 @click.option(
-    '--estimate', 'only_estimate', is_flag=True, help='Only say how much memory and time it will need.'
+    '--estimate',
+    'only_estimate',
+    is_flag=True,
+    help='Only say how much memory and time the run will need, about.',
 )
 def run_one(config, pairs, only_estimate):
     """Run the configuration in the YAML file CONFIG; KEY=VALUE sets or replaces a key.

@@ -182,7 +182,7 @@ class Estimate:
         judged = '' if self.fits else ': too much'
         rows = [(PARTS[name], gigabytes(count)) for name, count in self.bytes.items() if count]
         rows += [
-            (f'memory in all{room}{judged}', gigabytes(self.total)),
+            (f'tensors in all{room}{judged}', gigabytes(self.total)),
             (f'{self.steps} steps of {each}', _duration(self.seconds['train'])),
             ('evaluation', _duration(self.seconds['evaluate'])),
         ]
