@@ -1,5 +1,6 @@
 "A real browser before JupyterLab and Voila: servers, notebooks run without races, checks of a page."
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FLAGS = (
@@ -26,8 +28,9 @@ FLAGS = (
 )
 HARMLESS = (
     '@fortawesome/fontawesome-free',  # Voila's template asks a CDN for the icons of its own buttons
-    'labextensions/jupyterlab-jupytext',
-)  # comes with kaggle, and does not fit into Voila
+    'labextensions/jupyterlab-jupytext',  # comes with kaggle, and does not fit into Voila
+    'voila/api/shutdown',  # of a page that is left: Voila refuses its own request, so kernels are culled
+)
 THEMES = {'light': 'JupyterLab Light', 'dark': 'JupyterLab Dark'}
 VOILA = (  # leaves the lesson out
     'voila',
@@ -40,6 +43,7 @@ VOILA = (  # leaves the lesson out
     '--MappingKernelManager.cull_interval=5',
 )
 HEIGHT = 1400  # [pixels] of the viewport: a whole panel
+CONTRAST = 4.5  # at least, of a text (WCAG 2, level AA)
 
 
 def find_chromium():
@@ -292,6 +296,38 @@ def wait_for_status(page, pattern):
     return int(page.evaluate(f"() => ({STATUS}).match(/step ([\\d,]+)/)[1].replace(',', '')"))
 
 
+def check_contrast(page):
+    "List texts that are too faint to be read by everyone."
+    return [f"'{words}' has a contrast of {c:.1f}" for c, words in measure_contrast(page) if c < CONTRAST]
+
+
 def check_layout(page):
     "List what a person would complain about: empty figures, overlaps, what is cut off."
     return page.evaluate((Path(__file__).parent / 'layout.js').read_text())
+
+
+def luminance(colour):
+    "Relative luminance of WCAG 2."
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def measure_contrast(page):
+    "Measure each text in sight, as (contrast, words): its colour against the commonest colour behind it."
+    texts = page.evaluate((Path(__file__).parent / 'contrast.js').read_text())
+    picture = Image.open(io.BytesIO(page.screenshot())).convert('RGB')
+    found = []
+    for text in texts:
+        x, y, wide, high = (round(v) for v in text['box'])
+        part = picture.crop((max(x, 0), max(y, 0), x + max(wide, 1), y + max(high, 1)))
+        if 0 in part.size:
+            continue
+        _, behind = max(part.getcolors(part.width * part.height))
+        ink = [text['alpha'] * c + (1 - text['alpha']) * b for c, b in zip(text['colour'], behind)]
+        found.append((contrast(ink, behind), text['words']))
+    return sorted(found)

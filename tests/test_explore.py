@@ -5,13 +5,16 @@ import statistics
 import pytest
 from browser import (  # noqa: F401 (fixtures)
     browser,
+    check_contrast,
     check_layout,
     close,
     lab,
+    measure_contrast,
     open_app,
     open_page,
     press,
     run_all,
+    settle,
     show_panel,
     use_theme,
     use_width,
@@ -19,9 +22,11 @@ from browser import (  # noqa: F401 (fixtures)
     wait_for_status,
 )
 from conftest import ROOT
+from playwright.sync_api import expect
 from plotly.offline import get_plotlyjs
 
-NOTEBOOKS = sorted(path.name for path in (ROOT / 'nbs/explore').glob('[!_]*.ipynb'))
+LANDING = 'apps.ipynb'  # lists the others
+NOTEBOOKS = sorted(path.name for path in (ROOT / 'nbs/explore').glob('[!_]*.ipynb') if path.name != LANDING)
 WIDTHS = (1280, 1920)
 
 
@@ -32,7 +37,7 @@ def look(page, name, theme, shots):
         use_width(page, width)
         for _ in range(5):  # figures may still be fitting themselves, and then move the page under the bar
             show_panel(page)
-            if not (problems := check_layout(page)):
+            if not (problems := [*check_layout(page), *check_contrast(page)]):
                 break
             page.wait_for_timeout(1000)
         found += [f'{theme}, {width} pixels: {problem}' for problem in problems]
@@ -329,6 +334,87 @@ def test_voila(notebook, theme, browser, voila, screenshots):  # noqa: F811
     assert not found, '\n'.join(found)
 
 
+def test_landing(browser, voila, screenshots):  # noqa: F811
+    "The landing page leads to each app, with a sentence about it, and each app leads back."
+    page = open_page(browser)
+    page.goto(voila(f'explore/{LANDING}'), timeout=120_000)
+    page.get_by_role('heading', name='The apps').wait_for(timeout=120_000)
+    entries = page.locator('li', has=page.locator('a'))
+    texts = dict(
+        zip(
+            entries.locator('a').evaluate_all("all => all.map(a => a.getAttribute('href'))"),
+            entries.all_inner_texts(),
+        )
+    )
+    assert sorted(texts) == NOTEBOOKS, texts
+    assert all(': ' in text and text.endswith('.') for text in texts.values()), texts
+    if screenshots:
+        page.screenshot(path=screenshots / 'voila-apps.png')
+    found = check_contrast(page)
+    page.locator('a[href="stream.ipynb"]').click()
+    page.get_by_role('heading', name='Explore the stream').wait_for(timeout=120_000)
+    settle(page)
+    page.get_by_text('What to try').wait_for(timeout=30_000)  # stays with the figures
+    assert not page.get_by_text('without code').count()
+    page.locator(f'a[href="{LANDING}"]').click()
+    page.get_by_role('heading', name='The apps').wait_for(timeout=120_000)
+    problems = found + page.problems
+    close(page)
+    assert not problems, '\n'.join(problems)
+
+
+FOCUSED = """() => {
+    const e = document.activeElement, style = getComputedStyle(e);
+    if (!e.closest('.nl-panel')) return null;
+    return [e.className, style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2];
+}"""
+
+
+@pytest.mark.parametrize('theme', ('light', 'dark'))
+def test_readable(theme, browser, voila, screenshots):  # noqa: F811
+    "All texts of the cockpit can be read, a refusal too, which stands where it was typed; the focus is seen."
+    page = open_page(browser, 1400)
+    page.set_viewport_size(dict(width=1400, height=2000))
+    open_app(page, voila('explore/cockpit.ipynb', theme))
+    page.locator('summary').click()  # the words explained
+    play_cockpit(page)
+    press(page, 'Restart')
+    wait_for_status(page, 'ready')
+    seed = page.locator('.widget-text', has=page.get_by_text('seed', exact=True)).locator('input')
+    seed.fill('-1')
+    seed.press('Enter')
+    note = page.locator('.nl-side .nl-refused')
+    note.wait_for(timeout=30_000)
+    below = note.bounding_box()['y'] - seed.bounding_box()['y']
+    assert 0 < below < 60, below
+    press(page, 'Undo')
+    expect(seed).to_have_value('0', timeout=30_000)
+    expect(note).to_have_count(0)
+    press(page, 'Watch forgetting')
+    wait_for_status(page, 'task [1-4]')
+    press(page, 'Pause')
+    wait_for_status(page, 'paused')
+    page.wait_for_timeout(1500)
+    press(page, 'Fork here')
+    wait_for_status(page, 'B: paused')
+    page.wait_for_timeout(3000)
+    found = check_contrast(page)
+    assert len(measure_contrast(page)) > 150
+    if screenshots:
+        page.screenshot(path=screenshots / f'readable-{theme}.png', full_page=True)
+    page.locator('.nl-bar').get_by_role('button', name='Step').focus()
+    seen = {}
+    for _ in range(60):
+        page.keyboard.press('Tab')
+        focused = page.evaluate(FOCUSED)
+        if focused:
+            seen[focused[0]] = focused[1]
+    assert len(seen) > 4 and all(seen.values()), seen
+    found += page.problems
+    close(page)
+    assert not found, '\n'.join(found)
+
+
 FIRST = ('Accuracy after', 'Accuracy on', 'Moves')  # figures that are in sight as the page opens
 SIGHT = """titles => {
     const box = e => e.getBoundingClientRect();
@@ -339,7 +425,7 @@ SIGHT = """titles => {
         bar: inside(document.querySelector('.nl-bar')),
         figures: titles.map(title => inside(of(title))),
         drawn: titles.map(title => of(title).data.length > 0),
-        first: box(figures[0]).top < innerHeight,
+        first: inside(figures[0]),
         controls: box(document.querySelector('.nl-side')).top < innerHeight / 2,
         wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
     };
@@ -404,6 +490,24 @@ FAULTS = {  # what a page does wrong, and what is said about it
     """document.querySelector('label').style.cssText =
         'display:block;width:20px;overflow:hidden'""": "'short' is cut off",
 }
+
+
+def test_measure_contrast(browser):  # noqa: F811
+    "Texts are measured against what is behind them, in the colour that they have after all transparency."
+    page = open_page(browser)
+    page.set_content(
+        """<body style="background: white"><div class="nl-panel">
+        <p style="color: #767676">grey</p> <p style="color: black; opacity: .5">half</p>
+        <p style="color: white; background: #0072B2">button</p>
+        <button disabled style="color: #ccc">off</button>
+        <input value="typed" style="color: #aaa; background: white">
+        <svg width="99" height="20"><text y="15" fill="#D55E00">drawn</text></svg></div>
+        <p>not ours</p></body>"""
+    )
+    found = {words: round(c, 1) for c, words in measure_contrast(page)}
+    assert found == dict(grey=4.5, half=4.0, button=5.2, typed=2.3, drawn=3.9), found
+    assert [text.split()[0] for text in check_contrast(page)] == ["'typed'", "'drawn'", "'half'"]
+    page.close()
 
 
 def test_check_layout(browser):  # noqa: F811

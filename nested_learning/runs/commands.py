@@ -210,8 +210,9 @@ def _percent(accuracy) -> str:
     return '' if pd.isna(accuracy) else f'{accuracy:.1%}'
 
 
-def _first_line(error) -> str:
-    return error.splitlines()[0][:60] if isinstance(error, str) else ''
+def _short(value):
+    "Write a fraction with few digits: 1e30 has 31 of them."
+    return f'{value:.6g}' if isinstance(value, float) and not pd.isna(value) else value
 
 
 def _step_of(step, of) -> str:
@@ -219,17 +220,15 @@ def _step_of(step, of) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    "Return a table as text."
-    shown = frame.dropna(axis=1, how='all').copy()
+    "Return a table as text, without the errors, which are too long for it."
+    shown = frame.dropna(axis=1, how='all').drop(columns='error', errors='ignore')
     if 'accuracy' in shown:
         shown['accuracy'] = shown.accuracy.map(_percent)
-    if 'error' in shown:
-        shown['error'] = shown.error.map(_first_line)
     if 'step' in shown:
         shown['step'] = [_step_of(step, of) for step, of in zip(frame.step, frame.of)]
         shown = shown.drop(columns='of', errors='ignore')
         shown = shown.rename(columns=dict(state='status', step='step/of'))
-    return shown.astype(object).where(shown.notna(), '').to_string(index=False)
+    return shown.astype(object).where(shown.notna(), '').map(_short).to_string(index=False)
 
 
 def _counts(states: pd.DataFrame) -> str:
@@ -279,12 +278,20 @@ def _finish(folder, runs: list):
     states = tabulate(folder, runs)
     click.echo(_table(states))
     click.echo(_counts(states))
-    if 'failed' in set(states.state):
+    _name_failed(folder, states)
+    _name_damaged(folder, states)
+    sys.exit(0 if states.state.map(has_finished).all() else 1)
+
+
+def _name_failed(folder, states: pd.DataFrame):
+    "Name failed runs with the line that says why, and the command that tries them again."
+    failed = states[states.state == 'failed']
+    for row in failed.itertuples():
+        click.echo(f'{row.id} failed: {row.error.splitlines()[0]}', err=True)
+    if len(failed):
         click.echo(
             f'nl-batch retry {folder} tries failed runs again; their notebooks show what happened', err=True
         )
-    _name_damaged(folder, states)
-    sys.exit(0 if states.state.map(has_finished).all() else 1)
 
 
 def _name_damaged(folder, states: pd.DataFrame):
@@ -407,6 +414,7 @@ def status(folder):
     states = tabulate(folder, runs)
     click.echo(_table(states))
     click.echo(_counts(states))
+    _name_failed(folder, states)
     _name_damaged(folder, states)
 
 # %% ../../nbs/89_commands.ipynb #47491f32

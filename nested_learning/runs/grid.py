@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'Grid', 'read_entries', 'check_entries', 'read_grid', 'Planned', 'check_importable', 'configure', 'plan',
            'plan_runs', 'check_effects', 'open_batch', 'log', 'Holder', 'read_holder', 'run_or_resume', 'read_progress',
-           'read_state', 'tabulate', 'collect']
+           'read_accuracy', 'read_state', 'tabulate', 'collect']
 
 # %% ../../nbs/84_grid.ipynb #8950f501
 import itertools
@@ -462,6 +462,20 @@ def read_progress(
     holder = read_holder(place)
     done = holder.step if holder else max(list_checkpoints(place), default=0)
     return done, loop.steps(rows)
+
+
+def read_accuracy(
+    folder,  # of the batch
+    run: Planned,
+) -> float | None:  # None before the first test
+    "Read the class-IL accuracy of a run when it was last tested: the mean over the tasks so far."
+    try:
+        done = Run(Path(folder) / run.name)
+        rows = done.evaluations
+    except (OSError, ValueError, KeyError):  # no part yet, or one that is being replaced
+        return None
+    tests = rows[(rows.split == 'test') & (rows.readout == done.readout)]
+    return float(tests[tests.step == tests.step.max()].class_il.mean()) if len(tests) else None
 
 
 def read_state(

@@ -16,7 +16,8 @@ BUTTONS = dict(  # name -> text, icon, tooltip
     step=('Step', 'step-forward', 'make one step [arrow right]'),
     stop=('Stop', 'stop', 'end the run; its state is saved'),
     restart=('Restart', 'refresh', 'stop, and begin anew with the settings as they are'),
-    defaults=('Defaults', 'undo', 'stop, and go back to the settings of the beginning'),
+    defaults=('Defaults', 'home', 'stop, and go back to the settings of the beginning'),
+    undo=('Undo', 'undo', 'set the last turned knob back, as long as no step was made with it'),
     fork=('Fork here', 'code-fork', 'start run B from the step that the timeline points to [f]'),
     save=('Save', 'save', 'keep checkpoint and figures in the folder of the run [s]'),
 )
@@ -35,6 +36,7 @@ SPEEDS = {'1': 1.0, '2': 2.0, '5': 5.0, '10': 10.0, '20': 20.0, '50': 50.0, 'no 
 # %% ../../nbs/914_buttons.ipynb #d7020694
 def complain(
     text: str,  # message; '' for none
+    begin: str = 'Not possible.',  # its first words
 ) -> str:  # HTML
-    "Format an error message that stands out."
-    return f'<b style="color:#D55E00">Not possible.</b> {html.escape(text)}' if text else ''
+    "Format an error message that stands out: bold, with a red bar before it."
+    return f'<b class="nl-refused">{begin}</b> {html.escape(text)}' if text else ''

@@ -18,7 +18,7 @@ import pandas as pd
 from ..config.load import Config
 from ..config.schema import RATIOS
 from .app import App
-from .buttons import BUTTONS, CAN, PRESSED, SPEEDS
+from .buttons import BUTTONS, CAN, PRESSED, SPEEDS, complain
 from .controls import Controls, labelled
 from .live import View
 from .pair import Pair, Preview
@@ -110,6 +110,7 @@ class Cockpit(App):
         self.rehearsal = self.pair.rehearse() if alive else None  # `LiveRun` shown before the first run
         self.steered = None  # run, and state of its knobs, that the controls show
         self.todo = []  # done once by the painter, after drawing
+        self.moved = None  # key of the control that was moved last
         self.muted = Muted()
         self.figures = {name: Figure(scene.draw(self.preview)) for name, scene in SCENES.items()}
         self.figures['pair'] = Figure(draw_pair(self.preview, self.preview))
@@ -138,6 +139,23 @@ class Cockpit(App):
         self.drawn = {first: None} | self.drawn
         if key in self.controls.setup:
             self._renew_controls()  # another method has other knobs
+
+    def do(self, action, moved: str = None):  # moved: key of the control that a person moved
+        "Run an action; show the reason why it is refused above the figures, and below the control."
+        self.moved = moved
+        super().do(action)
+
+    def say(self, text: str):
+        super().say(text)
+        self.controls.explain(self.moved, complain(text))
+
+    def undo(self):
+        "Take back the last change, before a step is made with it."
+        self.pair.undo()
+        if self.pair.live:
+            self.pair.live.ask(lambda drive: setattr(self, 'steered', None))  # then the controls follow
+        else:
+            self._renew_controls()
 
     def play(self):
         self._end_rehearsal()
@@ -230,10 +248,14 @@ class Cockpit(App):
         "Replace the controls by new ones for the present configuration."
         before = self.desk.children
         config, begun = self.pair.config, self.begun
-        self.controls = Controls(config, lambda key, value: self.do(lambda: self.set(key, value)), begun)
+        self.controls = Controls(config, self._move, begun)
         self.desk.children = [self.controls.box]
         for box in before:
             close_all(box)
+
+    def _move(self, key: str, value):
+        "Take a value from a control."
+        self.do(lambda: self.set(key, value), moved=key)
 
     def _make_comparison(self) -> W.Box:
         "Put the figure of both runs beside the table of their differences."
@@ -248,8 +270,8 @@ class Cockpit(App):
         row, b = W.Layout(**_ROW), self.buttons
         run = [b[name] for name in BUTTONS]
         time = [self.timeline, self.now, self.which, self.speed, self.folded]
-        bar = W.VBox([W.Box(run, layout=row), W.Box(time, layout=row), self.status])
-        stories = W.Box([W.HTML('<b>Stories</b>'), *self.stories], layout=row)
+        bar = W.VBox([style(W.Box(run, layout=row), 'nl-run'), W.Box(time, layout=row), self.status])
+        stories = style(W.Box([W.HTML('<b>Stories</b>'), *self.stories], layout=row), 'nl-stories')
         for button in self.stories:
             button.layout.width = 'auto'
         figures = [figure for name, figure in self.figures.items() if name != 'pair']
@@ -267,6 +289,7 @@ class Cockpit(App):
             stop=self.pair.stop,
             restart=self.restart,
             defaults=self.reset,
+            undo=self.undo,
             fork=self.fork,
             save=self.save,
         )
@@ -375,6 +398,7 @@ class Cockpit(App):
             self.buttons[name].disabled = name not in CAN[self.pair.state]
         for name in ('fork', 'save'):
             self.buttons[name].disabled = not (live and live.step)
+        self.buttons['undo'].disabled = not self.pair.can_undo
         self._show_settings(view)
         with self.muted:
             self.timeline.max = max(live.step if live else 0, 1)

@@ -69,7 +69,7 @@ def _make_choice(control: Control, value: str, look: dict) -> W.Widget:
 
 
 def _make_window(control: Control, value: float, look: dict) -> W.Widget:
-    return W.BoundedFloatText(value, min=control.low, max=control.high, step=0.01, **look)
+    return W.FloatText(value, step=0.01, **look)
 
 
 def _make_count(control: Control, value: int, look: dict) -> W.Widget:
@@ -77,7 +77,7 @@ def _make_count(control: Control, value: int, look: dict) -> W.Widget:
 
 
 def _make_number(control: Control, value: int, look: dict) -> W.Widget:
-    return W.BoundedIntText(value, min=control.low, max=control.high, **look)
+    return W.IntText(value, **look)
 
 
 def _make_size(control: Control, value: str, look: dict) -> W.Widget:
@@ -174,6 +174,7 @@ class Controls:
             tooltips=['no blur, recurrence or OOD', '10% / 5% / 5%', '20% / 10% / 10%'],
         )
         self.lock = W.HTML()
+        self.notes = {key: W.HTML() for key in made}  # why the value of a key was refused
         self.realism.observe(self._use_preset, 'value')
         for key, control in made.items():
             for widget in _as_list(control):
@@ -203,6 +204,15 @@ class Controls:
             averages = self.config.continual_learning.consolidation
             return averages.model_dump(mode='json') | dict(windows=values)
         return values
+
+    def explain(
+        self,
+        key: str,  # of the control; None: of no control
+        message: str,  # HTML; '' for none
+    ):
+        "Show below the control of a key why its value was refused; remove the messages of the others."
+        for name, note in self.notes.items():
+            note.value = message if name == key else ''
 
     def locked(
         self,
@@ -253,5 +263,5 @@ class Controls:
         "Put a heading and some widgets above the controls of a group."
         controls = {**self.knobs, **self.setup}
         keys = [key for key, control in CONTROLS.items() if control.group == heading and key in controls]
-        widgets = [widget for key in keys for widget in _as_list(controls[key])]
+        widgets = [widget for key in keys for widget in (*_as_list(controls[key]), self.notes[key])]
         return [W.HTML(f'<b>{heading}</b>'), *first, *widgets] if widgets else []

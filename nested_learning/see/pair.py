@@ -11,7 +11,7 @@ import tempfile
 
 import pandas as pd
 
-from ..config.load import Config, load_shared
+from ..config.load import KEYS, Config, load_shared
 from ..runs.experiment import bring, start
 from ..runs.folder import KINDS
 from .live import LiveRun, View
@@ -21,6 +21,28 @@ from ..train.build import lay_out, load_data, split_data
 def _name_data(data) -> str:
     "Return the configuration's name of a data set in memory, or of a function that makes one."
     return bring(dict(num_tasks=1), data=data).data.dataset_name  # one task suits any number of classes
+
+
+class _Turn:
+    "A knob turned in a live run, which can be turned back."
+
+    def __init__(self, live: LiveRun, key: str):
+        self.live = live
+        self.key = key
+        self.step = live.step  # [steps]
+        self.before = None  # its value in force until then, as JSON has it
+
+    def note(self, drive):
+        "Note the value in force; called in the run's thread."
+        self.before = self._in_force(drive)
+
+    def take_back(self, drive):
+        "Set the value before, unless the knob was refused; called in the run's thread."
+        if self._in_force(drive) != self.before:
+            drive.set(self.key, self.before)
+
+    def _in_force(self, drive):
+        return drive.config.at(self.live.step).model_dump(mode='json')[KEYS[self.key]][self.key]
 
 
 class Pair:
@@ -52,6 +74,8 @@ class Pair:
     def reset(self, **keys):  # override the original configuration
         "Stop all runs, and go back to the original configuration."
         self._stop_all()
+        self.turns = []  # of `_Turn`, newest last
+        self.before = []  # `asked` before each change of the configuration, newest last
         self.asked = {**self.keys, **keys}  # keys that override the file
         self.config = self._configure()
 
@@ -59,6 +83,8 @@ class Pair:
         "Stop all runs, and keep the present settings, including knobs that were turned by hand."
         turned = self.live.turned() if self.live else {}
         self._stop_all()
+        self.turns = []
+        self.before = []
         self.asked |= turned
         self.config = self._configure()
 
@@ -84,11 +110,33 @@ class Pair:
     def set(self, key: str, value):
         "Change a key: of the configuration, or of the run from its next step on."
         if self.live:
+            turn = _Turn(self.live, key)
+            self.live.ask(turn.note)
             self.live.set(key, value)
+            self.turns.append(turn)
             return
+        self.before.append(dict(self.asked))
         if key == 'method':
             self.asked.pop('level_lr', None)  # the rates of levels belong to the method they were set for
         self.asked[key] = value
+        self.config = self._configure()
+
+    @property
+    def can_undo(self) -> bool:
+        "Has the run that is shown made no step since the last change?"
+        if not self.live:
+            return bool(self.before)
+        turn = self.turns[-1] if self.turns else None
+        return bool(turn) and turn.live is self.live and turn.step == self.live.step
+
+    def undo(self):
+        "Take back the last change, if no step was made with it."
+        if not self.can_undo:
+            raise ValueError('there is nothing to undo: a step was made since the last knob was turned')
+        if self.live:
+            self.live.ask(self.turns.pop().take_back)
+            return
+        self.asked = self.before.pop()
         self.config = self._configure()
 
     def play(self):

@@ -66,11 +66,18 @@ _STYLE = """
 @media (max-width: 700px) {
     .nl-desk { flex-flow: column }
     .nl-side { flex: none; position: static; width: 100%; max-height: none; padding: 0 }
-    .nl-bar button { padding: 0 6px }
+    .nl-bar button { padding: 0 8px }
+    .nl-run button { display: inline-flex; align-items: center; font-size: 0 }
+    .nl-run button i { font-size: 14px; margin: 0 }
+    .nl-stories button { padding: 0 6px; font-size: 12px }
 }
 .nl-panel .widget-html, .nl-panel .widget-html-content { min-width: 0; max-width: 100% }
 .nl-panel summary { cursor: pointer }
-.nl-panel :focus-visible { outline: 2px solid #0072B2; outline-offset: 1px }
+.nl-panel td, .nl-panel th { padding: 0 8px; text-align: right }
+.nl-panel tbody th { padding-left: 0; text-align: left }
+.nl-panel .noUi-handle { border: 2px solid var(--jp-ui-font-color2, #616161) }
+.nl-refused { border-left: 4px solid #D55E00; padding-left: 6px }
+.nl-panel :focus-visible { outline: 2px solid var(--jp-ui-font-color1) !important; outline-offset: 1px }
 """
 _DRAW = """
 const load = model => window.nestedPlotly ??= (async () => {

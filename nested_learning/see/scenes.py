@@ -65,22 +65,29 @@ def _planned_steps(
 def list_knobs(
     view: View,
 ) -> pd.DataFrame:  # step [steps], name, before, value
-    "List the knobs that were turned, with the value before."
-    rows = []
+    "List the knobs that were turned, with the value before; leave out what was turned back at once."
+    now = {}  # name -> value in force
+    rows = {}
     for step, name, value in view.knobs.reindex(columns=['step', 'name', 'value']).itertuples(index=False):
-        earlier = [row['value'] for row in rows if row['name'] == name]
-        before = earlier[-1] if earlier else getattr(getattr(view.begun, KEYS[name]), name)
-        rows.append(dict(step=step, name=name, before=before, value=json.loads(value)))
-    return pd.DataFrame(rows, columns=['step', 'name', 'before', 'value'])
+        before = now.get(name, _plain(getattr(getattr(view.begun, KEYS[name]), name)))
+        now[name] = json.loads(value)
+        row = rows.setdefault((step, name), dict(step=step, name=name, before=before))
+        row['value'] = now[name]
+    turned = [row for row in rows.values() if row['before'] != row['value']]
+    return pd.DataFrame(turned, columns=['step', 'name', 'before', 'value'])
+
+
+def _plain(value):
+    "Return a value of a configuration as JSON has it."
+    value = value.model_dump(mode='json') if hasattr(value, 'model_dump') else value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _write_value(value) -> str:
     "Write the value of a knob, short enough for a hover."
     if value is None:
         return 'not set'
-    plain = value.model_dump(mode='json') if hasattr(value, 'model_dump') else value
-    plain = list(plain) if isinstance(plain, tuple) else plain
-    return f'{plain:.4g}' if isinstance(plain, float) else str(plain)
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
 def mark_knobs(

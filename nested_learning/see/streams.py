@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from nested_learning.see.look import (
     SOURCE_COLOURS,
+    SOURCE_NAMES,
     TEMPLATE,
     check_columns,
     mark_tasks,
@@ -58,7 +59,7 @@ def _draw_sources(
             y=shares[:, i].astype(np.float32),
             width=edges[1] - edges[0],
             offset=0,
-            name=name,
+            name=SOURCE_NAMES[name],
             marker=dict(color=fill, line_width=0),
             hovertemplate='from position %{x:.0f}: %{y:.1f}%',
         )

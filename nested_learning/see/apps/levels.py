@@ -6,7 +6,6 @@
 __all__ = ['Cadence', 'LevelsApp']
 
 # %% ../../../nbs/932_apps_levels.ipynb #1f8f5c8b
-import html
 import threading
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from ...data.datasets import load_dataset
 from ...model.cms import CMSBlock
 from ...optim.nested import REDUCTIONS, NestedOptimizer
 from ..app import App, read_settings
+from ..buttons import complain
 from ..look import COLOURS, GREY, TEMPLATE
 from ..panels import Figure, Panel, beside, style
 
@@ -432,7 +432,7 @@ def _make_buttons() -> SimpleNamespace:
 def _write_message(cadence, error, playing):
     "Describe the state of the block."
     if error:
-        return f'<b style="color:#D55E00">Stopped.</b> {html.escape(error)}.'
+        return complain(f'{error}.', 'Stopped.')
     last = cadence.records[-1]
     moved = (
         f'; loss {last["loss"]:.4f}; this step moved: {", ".join(last["moved"])}'

@@ -32,7 +32,7 @@ from ...runs.store import Store
 from ..accuracies import plot_matrix
 from ..app import App, read_settings
 from ..comparisons import plot_compare
-from ..look import GREY, TEMPLATE
+from ..look import TEMPLATE
 from ..panels import Figure, Muted, Panel, tile
 from ...train.build import build, load_data
 
@@ -277,7 +277,7 @@ def _plot_forgotten(
     fig = go.Figure()
     if len(shown):
         text = [f'{then.names[then.labels[i]]} → {now.names[now.answers[i]]}' for i in shown]
-        words = dict(text=text, name='answers', mode='text', textfont=dict(size=11, color=GREY))
+        words = dict(text=text, name='answers', mode='text', textfont_size=11)
         fig.add_image(source=_draw_thumbnails(then.images[shown], across), name='images', hoverinfo='skip')
         fig.add_scatter(**place_of, **words, hoverinfo='skip', showlegend=False)
     else:

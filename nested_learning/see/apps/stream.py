@@ -23,7 +23,7 @@ from ...data.datasets import load_dataset
 from ...data.ood import ood_images
 from ...data.transforms import DOMAINS
 from ..app import App, read_settings
-from ..look import GREY, SOURCE_COLOURS, TEMPLATE
+from ..look import GREY, SOURCE_COLOURS, SOURCE_NAMES, TEMPLATE
 from ..panels import Figure, Muted, Panel, beside
 from ..streams import plot_classes, plot_stream
 from ...stream.layout import ALLOWED, OPTIONS, RATIOS, StreamConfig
@@ -87,7 +87,7 @@ def _plot_realised(
     "Show realised beside requested shares, window by window."
     table = stream.realised()
     total, table = table.loc['total'], table.drop(index='total')
-    titles = [f'{source}: {total[source]:.1%} in all' for source in SOURCES[1:]]
+    titles = [f'{SOURCE_NAMES[source]}: {total[source]:.1%} in all' for source in SOURCES[1:]]
     fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06)
     task = np.array(table.index, int)
     dash = dict(symbol='line-ew', size=14 if len(task) <= 20 else 5, line=dict(color=GREY, width=3))
@@ -101,7 +101,7 @@ def _plot_realised(
         )
     fig.update_xaxes(title='task', tickmode='linear' if len(task) <= 10 else 'auto', showgrid=False)
     fig.update_yaxes(rangemode='tozero', nticks=5)
-    fig.update_annotations(font_size=12, font_color=GREY)
+    fig.update_annotations(font_size=12)
     return fig.update_layout(
         template=TEMPLATE,
         height=300,
