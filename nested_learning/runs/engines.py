@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -171,12 +172,20 @@ def _train_together(
         atexit.unregister(started.terminate)
     if started.returncode == 0:
         return ''
-    refused = [line for line in said.splitlines() if line.startswith('Error: ')]
-    info = read_run_json(place) if (place / 'run.json').is_file() else dict(status='failed')
-    error = info.get('error') or (refused or said.splitlines())[-1].replace('Error', 'ConfigError', 1)
+    info = dict(status='failed', error=_find_error(said))  # before there was a folder
+    if (place / 'run.json').is_file():
+        info = read_run_json(place)
+    error = info.get('error') or 'the processes were killed'
     if info['status'] == 'failed':
         _record_failure(record, error)
     return error
+
+
+def _find_error(said: str) -> str:
+    "Find the line that names an error in what processes have printed."
+    lines = [line for line in said.splitlines() if re.match(r'\w*Error: ', line)]
+    line = lines[-1] if lines else 'RuntimeError: torchrun has failed'
+    return f'Config{line}' if line.startswith('Error: ') else line  # the command's own form
 
 
 def _record_failure(record: Path, error: str):
