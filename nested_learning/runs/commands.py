@@ -122,7 +122,10 @@ def _outcome(done: Run) -> str:
 @click.argument('config', type=click.Path(path_type=Path))
 @click.argument('pairs', nargs=-1, metavar='[KEY=VALUE]...')
 @click.option(
-    '--estimate', 'only_estimate', is_flag=True, help='Only say how much memory and time it will need.'
+    '--estimate',
+    'only_estimate',
+    is_flag=True,
+    help='Only say how much memory and time the run will need, about.',
 )
 def run_one(config, pairs, only_estimate):
     """Run the configuration in the YAML file CONFIG; KEY=VALUE sets or replaces a key.
@@ -162,6 +165,13 @@ _OPTIONS = (
         '--workers',
         type=click.IntRange(1),
         help='Runs at a time on this machine; one for each core unless given.',
+    ),
+    click.option(
+        '--processes',
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help='Processes that train each run together, on one machine; on GPUs one for each GPU of the run.',
     ),
     click.option(
         '--engine',
@@ -243,17 +253,17 @@ def _announce(
     return f'{_plural(runs, "run")}, {_plural(workers, "worker")}'
 
 
-def _work(folder, runs: list, workers, engine, address, gpus_per_run):
+def _work(folder, runs: list, workers, processes, engine, address, gpus_per_run):
     "Execute runs by an engine, then exit with the code of the outcome."
     signal.signal(signal.SIGTERM, _interrupt)
     if engine == 'pool':
-        workers = workers or os.cpu_count()
+        workers = workers or max(1, os.cpu_count() // processes)
     click.echo(_announce(len(runs), workers))
     try:
         if engine == 'ray':
-            run_ray(folder, runs, address, gpus_per_run, workers)
+            run_ray(folder, runs, address, gpus_per_run, workers, processes=processes)
         else:
-            run_pool(folder, runs, workers)
+            run_pool(folder, runs, workers, processes=processes)
     except KeyboardInterrupt:
         click.echo(f'stopped; nl-batch resume {folder} goes on', err=True)
         sys.exit(130)

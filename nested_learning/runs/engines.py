@@ -7,12 +7,15 @@ __all__ = ['NOTEBOOK', 'Kernel', 'has_ended', 'run_in_kernel', 'Board', 'write_c
            'run_ray', 'estimate']
 
 # %% ../../nbs/85_engines.ipynb #36620bad
+import atexit
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +31,16 @@ from traitlets import default
 
 import nested_learning
 from ..config.load import ConfigError
-from .folder import Busy, has_finished, hold, is_held, list_parts, lock_of
+from ..core import write_text
+from nested_learning.runs.folder import (
+    Busy,
+    has_finished,
+    hold,
+    is_held,
+    list_parts,
+    lock_of,
+    read_run_json,
+)
 from .grid import Planned, log, read_accuracy, read_holder, read_progress, read_state
 from ..train.cost import estimate_run
 
@@ -137,16 +149,65 @@ def has_ended(
     return has_finished(state) or state in ('failed', 'damaged')
 
 
+def _train_together(
+    run: Planned,
+    place: Path,  # its folder
+    record: Path,  # its notebook, written only if the run fails
+    processes: int,  # on this machine
+) -> str:  # the error; empty if the run has finished
+    "Train a run by several processes that torchrun starts."
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / 'config.yaml'
+        run.config.to_yaml(file)
+        launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
+        started = subprocess.Popen(
+            [sys.executable, *launcher, '-m', 'nested_learning', str(file), f'run_dir={place}'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C stops the run through `stop_runs`
+        )
+        atexit.register(started.terminate)
+        said = started.communicate()[0]
+        atexit.unregister(started.terminate)
+    if started.returncode == 0:
+        return ''
+    info = dict(status='failed', error=_find_error(said))  # before there was a folder
+    if (place / 'run.json').is_file():
+        info = read_run_json(place)
+    error = info.get('error') or 'the processes were killed'
+    if info['status'] == 'failed':
+        _record_failure(record, error)
+    return error
+
+
+def _find_error(said: str) -> str:
+    "Find the line that names an error in what processes have printed."
+    lines = [line for line in said.splitlines() if re.match(r'\w*Error: ', line)]
+    line = lines[-1] if lines else 'RuntimeError: torchrun has failed'
+    return f'Config{line}' if line.startswith('Error: ') else line  # the command's own form
+
+
+def _record_failure(record: Path, error: str):
+    "Write the notebook of a run that failed before the notebook could be executed."
+    notebook = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
+    name, _, text = error.partition(': ')
+    cell = next(cell for cell in notebook['cells'] if 'run_or_resume(' in ''.join(cell['source']))
+    cell['outputs'] = [dict(output_type='error', ename=name, evalue=text, traceback=[error])]
+    write_text(record, json.dumps(notebook, indent=1))
+
+
 def run_in_kernel(
     folder,  # of the batch
     run: Planned,
     kernel: Kernel = None,  # that executes it; None: a new one
     wait: float = 0.0,  # [seconds] to wait for another process that has claimed the run
+    processes: int = 1,  # that train the run together; its notebook then reads it
 ) -> str:  # its state afterwards
     "Execute the notebook of one run; the record is saved even if it fails."
     if kernel is None:
         with Kernel() as own:
-            return run_in_kernel(folder, run, own, wait)
+            return run_in_kernel(folder, run, own, wait, processes)
     folder = Path(folder).absolute()
     sections = run.config.model_dump(mode='json')
     sections['run']['run_dir'] = str(folder / run.name)
@@ -157,7 +218,11 @@ def run_in_kernel(
         log(folder, f'{run.name}: begins' if before == 'waiting' else f'{run.name}: goes on')
         if run.config.sources:
             kernel.close()  # imports the user's components as they are now
-        error = kernel.execute(folder / f'{run.name}.ipynb', sections)
+        record, error = folder / f'{run.name}.ipynb', ''
+        if processes > 1:
+            error = _train_together(run, folder / run.name, record, processes)
+        if not error:
+            error = kernel.execute(record, sections)
         state = read_state(folder, run, claimed=True)['state']
         log(folder, f'{run.name}: {state} {error}'.rstrip())
         return state
@@ -395,6 +460,7 @@ def run_pool(
     runs: list,  # of `Planned`; finished and failed ones are skipped
     workers: int,  # runs at a time
     show=None,  # show a live table? None: on a terminal only
+    processes: int = 1,  # that train a run together
 ):
     "Execute runs in parallel on this machine."
     planned = {Path(folder) / run.name: run for run in runs}
@@ -405,7 +471,7 @@ def run_pool(
         kernel = kernels.pop()
         board.begin(run)
         try:
-            return run_in_kernel(folder, run, kernel)
+            return run_in_kernel(folder, run, kernel, processes=processes)
         finally:
             kernels.append(kernel)
 
@@ -466,11 +532,11 @@ def _connect(address, workers):
     return ray
 
 
-def _run_on_worker(folder: Path, run: Planned, modules: str) -> str:
+def _run_on_worker(folder: Path, run: Planned, modules: str, processes: int) -> str:
     "Execute one run on a machine of the cluster; its kernel imports from the caller's folder first."
     before = os.environ.get('PYTHONPATH', '').split(os.pathsep)
     os.environ['PYTHONPATH'] = os.pathsep.join(dict.fromkeys([modules, *filter(None, before)]))
-    return run_in_kernel(folder, run, wait=1e9)
+    return run_in_kernel(folder, run, wait=1e9, processes=processes)
 
 
 def run_ray(
@@ -480,6 +546,7 @@ def run_ray(
     gpus_per_run: float = 0.0,  # share of a GPU for each run
     workers: int = None,  # cores of a cluster on this machine; None: all
     show=None,  # show a live table? None: on a terminal only
+    processes: int = 1,  # that train a run together, on one machine
 ):
     "Execute runs on a Ray cluster."
     ray = _connect(address, workers)
@@ -489,8 +556,9 @@ def run_ray(
     waiting = {}
     try:
         for run in runs:
-            own = job.options(num_cpus=run.config.run.threads, num_gpus=gpus_per_run, max_retries=-1)
-            waiting[own.remote(folder, run, os.getcwd())] = run
+            cores = (run.config.run.threads or 1) * processes
+            own = job.options(num_cpus=cores, num_gpus=gpus_per_run, max_retries=-1)
+            waiting[own.remote(folder, run, os.getcwd(), processes)] = run
         while waiting:
             for done in ray.wait(list(waiting), timeout=0.5)[0]:
                 board.end(waiting.pop(done), ray.get(done))

@@ -182,7 +182,7 @@ class Estimate:
         judged = '' if self.fits else ': too much'
         rows = [(PARTS[name], gigabytes(count)) for name, count in self.bytes.items() if count]
         rows += [
-            (f'memory in all{room}{judged}', gigabytes(self.total)),
+            (f'tensors in all{room}{judged}', gigabytes(self.total)),
             (f'{self.steps} steps of {each}', _duration(self.seconds['train'])),
             ('evaluation', _duration(self.seconds['evaluate'])),
         ]
@@ -277,6 +277,8 @@ def _measure_evaluation(learner: Learner, most: int = 200) -> tuple:  # [s] of t
         every = learner.loop.eval_every
         more = learner.loop.steps(len(learner.stream)) // every if every else 0
         images += len(learner.holdout) * (ends + more)
+    if learner.ood_test is not None:  # compared with the test images of the tasks begun
+        images += len(learner.ood_test) * ends + len(shown) * (ends + 1) / 2
     return seconds / len(part) * images, counted.peak
 
 
