@@ -328,7 +328,10 @@ def find_phases(
 # %% ../../nbs/991_bench.ipynb #001ca41e
 _BASE = Case({**_PERCEPTRON, 'method': 'er', 'memory_size': 200}, 10_000)
 SCALES = {  # what grows -> (small, large) and a case of each
-    'tasks': ((5, _BASE._replace(classes=100)), (100, _BASE._replace(classes=100, tasks=100))),
+    'tasks': (
+        (5, _BASE._replace(rows=100_000, classes=100)),
+        (100, _BASE._replace(rows=100_000, classes=100, tasks=100)),
+    ),
     'classes': ((10, _BASE), (1000, _BASE._replace(classes=1000))),
     'memory': (
         (200, _BASE._replace(rows=100_000)),
