@@ -472,6 +472,26 @@ def test_first_view(browser, voila, screenshots):  # noqa: F811
     assert not problems, '\n'.join(problems)
 
 
+def test_first_view_in_lab(browser, lab, screenshots):  # noqa: F811
+    "Where a notebook's code fills the window, the panel comes to its top when the cells have run."
+    page = open_page(browser, 1400)
+    page.set_viewport_size(dict(width=1400, height=900))
+    run_all(page, lab, 'explore/cockpit.ipynb')
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('.nl-figures .js-plotly-plot')]
+            .every(f => f.data?.length)""",
+        timeout=120_000,
+    )
+    page.wait_for_timeout(1000)
+    if screenshots:
+        page.screenshot(path=screenshots / 'first-view-lab.png')
+    seen = page.evaluate(SIGHT, FIRST)
+    problems = list(page.problems)  # without those of closing
+    close(page)
+    assert all(seen['figures']) and seen['bar'] and seen['controls'], seen
+    assert not problems, '\n'.join(problems)
+
+
 GOOD = """<div style="width:600px"><div class="jupyter-widgets">
 <label class="widget-label" style="display:block;width:90px">short</label></div>
 <div id="figure"></div></div>"""

@@ -61,7 +61,7 @@ _STYLE = """
 .nl-figures.nl-wide { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
 .nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
 .nl-fit .nl-figure { height: 100%; margin: 0 }
-.nl-side { flex: 0 0 360px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+.nl-side { flex: 0 0 360px; position: sticky; top: 104px; max-height: calc(100vh - 216px); overflow-y: auto;
     padding-left: 8px }
 @media (max-width: 700px) {
     .nl-desk { flex-flow: column }
@@ -100,7 +100,8 @@ export default { async render({ model, el }) {
         if (fits()) { delete layout.height; layout.autosize = true; }
         place.setAttribute('role', 'img');
         place.setAttribute('aria-label', layout.title?.text ?? '');
-        return Plotly.react(place, data, layout, { displaylogo: false });
+        const buttons = fits() ? false : 'hover';  // in a small figure they would cover the title
+        return Plotly.react(place, data, layout, { displaylogo: false, displayModeBar: buttons });
     };
     let size = '';
     const watch = new ResizeObserver(() => {
@@ -158,6 +159,12 @@ export default { render({ model, el }) {
         if (!el.isConnected) return requestAnimationFrame(start);
         eye.observe(panel());
         listen();
+        setTimeout(come, 300);  // once the figures have their places
+    };
+    const come = () => {  // in a notebook, whose code would fill the window
+        const bar = panel().querySelector('.nl-bar');
+        if (!bar || !el.closest('.jp-Notebook')) return;
+        if (bar.getBoundingClientRect().top > innerHeight / 4) panel().scrollIntoView();
     };
     const take = async (Plotly, plot) => {
         const size = { width: plot.offsetWidth, height: plot.offsetHeight };
