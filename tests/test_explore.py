@@ -177,7 +177,7 @@ def drive_cockpit(page):
                     .find(f => f.layout.title?.text?.startsWith('The stream'));
                 return JSON.stringify([...figure._fullData.at(-1).y]) !== before;
             }""",
-            arg=page.evaluate('y => JSON.stringify(y)', before['ood']['y']),
+            arg=page.evaluate('y => JSON.stringify(y)', before['OOD']['y']),
             polling=20,
             timeout=30_000,
         )
@@ -486,6 +486,9 @@ def test_first_view_in_lab(browser, lab, screenshots):  # noqa: F811
     if screenshots:
         page.screenshot(path=screenshots / 'first-view-lab.png')
     seen = page.evaluate(SIGHT, FIRST)
+    execute(page, 'import time; begun = time.process_time()')
+    play_cockpit(page)
+    execute(page, 'spent = time.process_time() - begun; assert spent < 5, spent')  # on a quiet core, the time
     problems = list(page.problems)  # without those of closing
     close(page)
     assert all(seen['figures']) and seen['bar'] and seen['controls'], seen

@@ -242,7 +242,7 @@ def predict(
     with torch.no_grad():
         return torch.cat([model(View.plain(part)).float().softmax(1) for part in images.split(batch_size)])
 
-# %% ../../nbs/81_finished.ipynb #83250455
+# %% ../../nbs/81_finished.ipynb #abf983f5
 def _read_picture(
     picture,  # image file, or PIL image
     image_size: list,  # [height, width] [pixels]

@@ -93,9 +93,11 @@ export default { async render({ model, el }) {
     const styles = getComputedStyle(document.body);
     const ink = () => styles.getPropertyValue('--jp-ui-font-color1').trim() || '#444';
     const fits = () => place.closest('.nl-fit');  // as high as its place, not as its layout says
+    let drawn = '';  // colour of the text
     const draw = () => {
         const { data, layout } = structuredClone(model.get('spec'));
-        layout.font = { ...layout.font, color: ink() };
+        drawn = ink();
+        layout.font = { ...layout.font, color: drawn };
         place.style.height = fits() ? '100%' : '';
         if (fits()) { delete layout.height; layout.autosize = true; }
         place.setAttribute('role', 'img');
@@ -113,7 +115,9 @@ export default { async render({ model, el }) {
     });
     watch.observe(place);
     model.on('change:spec', draw);
-    const restyle = () => place.data && setTimeout(draw, 200);  // once the styles are there
+    const restyle = () => {  // when the styles of the theme are there
+        for (const wait of [200, 1000, 3000]) setTimeout(() => place.data && ink() !== drawn && draw(), wait);
+    };
     const theme = new MutationObserver(restyle);
     theme.observe(document.body, { attributeFilter: ['data-jp-theme-name'] });
     return () => {
