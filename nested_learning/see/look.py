@@ -46,7 +46,7 @@ TEMPLATE = go.layout.Template(
     )
 )
 
-# %% ../../nbs/900_look.ipynb #2d613678
+# %% ../../nbs/900_look.ipynb #40f7c0ac
 _HALF = 0.18  # luminance of a cell on which black and white can be read equally well
 
 
