@@ -9,7 +9,8 @@
     const drawn = element.closest('svg'), style = getComputedStyle(element)
     const x = box.x + box.width / 2, y = box.y + box.height / 2
     const hit = document.elementsFromPoint(x, y)
-    if (!drawn && !hit.some(e => e === element || e.contains(element))) return  // scrolled out of its box
+    const whole = drawn ? element.closest('.js-plotly-plot, .nl-panel') : element  // plotly lays a sheet over texts
+    if (!hit.some(e => whole.contains(e))) return  // scrolled out of its box
     const colour = (drawn ? style.fill : style.color).match(/[\d.]+/g).map(Number)
     const alpha = (colour[3] ?? 1) * opacity(element) * (drawn ? style.fillOpacity : 1)
     found.push({words: words.slice(0, 50), box: [box.x, box.y, box.width, box.height], colour: colour.slice(0, 3), alpha})

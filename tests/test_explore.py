@@ -177,7 +177,7 @@ def drive_cockpit(page):
                     .find(f => f.layout.title?.text?.startsWith('The stream'));
                 return JSON.stringify([...figure._fullData.at(-1).y]) !== before;
             }""",
-            arg=page.evaluate('y => JSON.stringify(y)', before['ood']['y']),
+            arg=page.evaluate('y => JSON.stringify(y)', before['OOD']['y']),
             polling=20,
             timeout=30_000,
         )
@@ -469,6 +469,29 @@ def test_first_view(browser, voila, screenshots):  # noqa: F811
     page.wait_for_function("() => !document.querySelector('.nl-side').offsetWidth", timeout=30_000)
     problems = page.problems
     close(page)
+    assert not problems, '\n'.join(problems)
+
+
+def test_first_view_in_lab(browser, lab, screenshots):  # noqa: F811
+    "Where a notebook's code fills the window, the panel comes to its top when the cells have run."
+    page = open_page(browser, 1400)
+    page.set_viewport_size(dict(width=1400, height=900))
+    run_all(page, lab, 'explore/cockpit.ipynb')
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('.nl-figures .js-plotly-plot')]
+            .every(f => f.data?.length)""",
+        timeout=120_000,
+    )
+    page.wait_for_timeout(1000)
+    if screenshots:
+        page.screenshot(path=screenshots / 'first-view-lab.png')
+    seen = page.evaluate(SIGHT, FIRST)
+    execute(page, 'import time; begun = time.process_time()')
+    play_cockpit(page)
+    execute(page, 'spent = time.process_time() - begun; assert spent < 5, spent')  # on a quiet core, the time
+    problems = list(page.problems)  # without those of closing
+    close(page)
+    assert all(seen['figures']) and seen['bar'] and seen['controls'], seen
     assert not problems, '\n'.join(problems)
 
 

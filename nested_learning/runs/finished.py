@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 
 from ..config.components import KIND_OF, ConfigError, find, give, keep
 from ..config.load import KEYS, Config, saved_config
 from ..core import hash_tensors
+from ..data.images import decode_image, to_rgb
 from ..data.own import as_dataset
 from ..data.splits import content_hash
 from ..data.transforms import View
@@ -225,11 +227,13 @@ def _fill(module: torch.nn.Module, state: dict) -> torch.nn.Module:
 
 
 def predict(
-    model: torch.nn.Module,  # from `load_model`
-    images: torch.Tensor,  # (B, C, H, W) uint8, of the size and channels of the training images
+    model,  # from `load_model`; or a `Run` or its folder, whose answer is read by name
+    images,  # (B, C, H, W) uint8, of the size and channels of the training images; for a run also pictures
     batch_size: int = FORWARD_IMAGES,  # images per forward pass
-) -> torch.Tensor:  # (B, K) probabilities
+):  # (B, K) probabilities; for a run a frame: the class of each image, and a column for each class
     "Classify your own images."
+    if not isinstance(model, torch.nn.Module):
+        return _name_answers(model if isinstance(model, Run) else Run(model), images, batch_size)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(
             f'images are {images.dtype} of shape {tuple(images.shape)}: must be uint8 (B, C, H, W), '
@@ -237,3 +241,35 @@ def predict(
         )
     with torch.no_grad():
         return torch.cat([model(View.plain(part)).float().softmax(1) for part in images.split(batch_size)])
+
+# %% ../../nbs/81_finished.ipynb #abf983f5
+def _read_picture(
+    picture,  # image file, or PIL image
+    image_size: list,  # [height, width] [pixels]
+    channels: int,  # 1: grey
+) -> torch.Tensor:  # (C, H, W) uint8
+    "Read a picture as those of training: upright, the shorter side resized, the middle cut out."
+    if isinstance(picture, Image.Image):
+        image = to_rgb(ImageOps.exif_transpose(picture))
+        image = ImageOps.fit(image, image_size[::-1], Image.Resampling.BILINEAR)
+    else:
+        image = Image.fromarray(decode_image(picture, image_size).transpose(1, 2, 0))
+    pixels = np.array(image.convert('L' if channels == 1 else 'RGB'))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _name_answers(
+    done: Run,
+    images,  # (B, C, H, W) uint8; or a list of image files and PIL images
+    batch_size: int,
+) -> pd.DataFrame:  # a row for each image: its class, and the probability of each class
+    "Classify images by the answer of a run."
+    data = done.info['data']
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    if not torch.is_tensor(images):
+        images = torch.stack([_read_picture(one, data['image_size'], data['channels']) for one in images])
+    names = data.get('classes') or range(data['num_classes'])
+    frame = pd.DataFrame(predict(done.model, images, batch_size).numpy(), columns=list(names))
+    frame.insert(0, 'class', frame.idxmax(axis=1))
+    return frame

@@ -12,7 +12,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..measure.metrics import accuracy_matrix
-from .look import COLOURS, GREY, SYMBOLS, TEMPLATE, check_columns, colour
+from nested_learning.see.look import (
+    COLOURS,
+    GREY,
+    SYMBOLS,
+    TEMPLATE,
+    check_columns,
+    colour,
+    write_cells,
+)
 
 # %% ../../nbs/902_accuracies.ipynb #c24eb200
 def _check_accuracies(
@@ -47,14 +55,15 @@ def _draw_matrix(
         ygap=1,
         name=name,
         hoverongaps=False,
-        texttemplate='%{z:.0f}' if T <= 20 else None,
-        textfont_size=12 if T <= 12 else 9,
         hovertemplate='after task %{y}, task %{x}: %{z:.1f}%',
     )
     fig.add_trace(heatmap, 1, column)
+    if T <= 20:
+        numbers = np.where(np.isfinite(matrix), np.char.mod('%.0f', 100 * matrix), '')
+        fig.add_traces(write_cells(100 * matrix, numbers, 12 if T <= 12 else 9), 1, column)
     ticks = dict(tickmode='linear', tick0=0, dtick=-(-T // 20), showgrid=False, constrain='domain')
-    fig.update_xaxes(title='task j', **ticks, row=1, col=column)
-    fig.update_yaxes(title='after task i', autorange='reversed', **ticks, row=1, col=column)
+    fig.update_xaxes(title='task j', range=[-0.5, T - 0.5], **ticks, row=1, col=column)
+    fig.update_yaxes(title='after task i', range=[T - 0.5, -0.5], **ticks, row=1, col=column)
 
 
 def plot_matrix(

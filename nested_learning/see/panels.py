@@ -61,7 +61,7 @@ _STYLE = """
 .nl-figures.nl-wide { grid-template-columns: repeat(auto-fit, minmax(min(430px, 100%), 1fr)) }
 .nl-fit > * { height: clamp(236px, calc(50vh - 165px), 340px) }
 .nl-fit .nl-figure { height: 100%; margin: 0 }
-.nl-side { flex: 0 0 360px; position: sticky; top: 88px; max-height: calc(100vh - 200px); overflow-y: auto;
+.nl-side { flex: 0 0 360px; position: sticky; top: 104px; max-height: calc(100vh - 216px); overflow-y: auto;
     padding-left: 8px }
 @media (max-width: 700px) {
     .nl-desk { flex-flow: column }
@@ -93,14 +93,17 @@ export default { async render({ model, el }) {
     const styles = getComputedStyle(document.body);
     const ink = () => styles.getPropertyValue('--jp-ui-font-color1').trim() || '#444';
     const fits = () => place.closest('.nl-fit');  // as high as its place, not as its layout says
+    let drawn = '';  // colour of the text
     const draw = () => {
         const { data, layout } = structuredClone(model.get('spec'));
-        layout.font = { ...layout.font, color: ink() };
+        drawn = ink();
+        layout.font = { ...layout.font, color: drawn };
         place.style.height = fits() ? '100%' : '';
         if (fits()) { delete layout.height; layout.autosize = true; }
         place.setAttribute('role', 'img');
         place.setAttribute('aria-label', layout.title?.text ?? '');
-        return Plotly.react(place, data, layout, { displaylogo: false });
+        const buttons = fits() ? false : 'hover';  // in a small figure they would cover the title
+        return Plotly.react(place, data, layout, { displaylogo: false, displayModeBar: buttons });
     };
     let size = '';
     const watch = new ResizeObserver(() => {
@@ -112,7 +115,9 @@ export default { async render({ model, el }) {
     });
     watch.observe(place);
     model.on('change:spec', draw);
-    const restyle = () => place.data && setTimeout(draw, 200);  // once the styles are there
+    const restyle = () => {  // when the styles of the theme are there
+        for (const wait of [200, 1000, 3000]) setTimeout(() => place.data && ink() !== drawn && draw(), wait);
+    };
     const theme = new MutationObserver(restyle);
     theme.observe(document.body, { attributeFilter: ['data-jp-theme-name'] });
     return () => {
@@ -158,6 +163,12 @@ export default { render({ model, el }) {
         if (!el.isConnected) return requestAnimationFrame(start);
         eye.observe(panel());
         listen();
+        setTimeout(come, 300);  // once the figures have their places
+    };
+    const come = () => {  // in a notebook, whose code would fill the window
+        const bar = panel().querySelector('.nl-bar');
+        if (!bar || !el.closest('.jp-Notebook')) return;
+        if (bar.getBoundingClientRect().top > innerHeight / 4) panel().scrollIntoView();
     };
     const take = async (Plotly, plot) => {
         const size = { width: plot.offsetWidth, height: plot.offsetHeight };

@@ -303,7 +303,7 @@ def _draw_ages(
         )
         fig.add_trace(bars, 1, 1)
     some = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), 20)).astype(int))
-    texts = [str(labels[i]) if labels[i] >= 0 else 'ood' for i in some]
+    texts = [str(labels[i]) if labels[i] >= 0 else 'OOD' for i in some]
     title = dict(text='class', standoff=2)
     fig.update_xaxes(title=title, tickvals=some, ticktext=texts, showgrid=False, row=1, col=1)
     fig.update_yaxes(title='stored images', rangemode='tozero', row=1, col=1)

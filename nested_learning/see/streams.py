@@ -120,13 +120,13 @@ def _name_classes(
 ) -> list:  # K names
     "Name the rows of a picture of classes."
     if class_names is None:
-        return ['ood' if label < 0 else str(label) for label in labels]
+        return ['OOD' if label < 0 else str(label) for label in labels]
     if labels.max() >= len(class_names):
         raise ValueError(
             f'class_names: {len(class_names)} names, but the table holds label {labels.max()}; '
             'give one name for each label'
         )
-    return ['ood' if label < 0 else str(class_names[label]) for label in labels]
+    return ['OOD' if label < 0 else str(class_names[label]) for label in labels]
 
 
 def plot_classes(

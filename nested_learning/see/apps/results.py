@@ -32,7 +32,7 @@ from ...runs.store import Store
 from ..accuracies import plot_matrix
 from ..app import App, read_settings
 from ..comparisons import plot_compare
-from ..look import TEMPLATE
+from ..look import TEMPLATE, write_cells
 from ..panels import Figure, Muted, Panel, tile
 from ...train.build import build, load_data
 
@@ -200,18 +200,19 @@ def _plot_confusion(
             xgap=1,
             ygap=1,
             customdata=counts,
-            text=counts if len(order) <= 20 else None,
-            texttemplate='%{text}' if len(order) <= 20 else None,
             hovertemplate='class %{y} taken for %{x}: %{customdata} images, %{z:.0f}%<extra></extra>',
         )
     )
+    if len(order) <= 20:
+        fig.add_traces(write_cells(share, counts))
     ticks = (
         dict(tickvals=np.arange(len(order)), ticktext=names, showgrid=False, constrain='domain')
         if len(order) <= 30
         else dict(showticklabels=False, showgrid=False)
     )
-    fig.update_xaxes(title='taken for', **ticks)
-    fig.update_yaxes(title='class, in the order learned', autorange='reversed', **ticks)
+    end = len(order) - 0.5
+    fig.update_xaxes(title='taken for', range=[-0.5, end], **ticks)
+    fig.update_yaxes(title='class, in the order learned', range=[end, -0.5], **ticks)
     return fig.update_layout(
         template=TEMPLATE,
         height=420,

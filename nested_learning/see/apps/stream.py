@@ -180,7 +180,7 @@ def _plot_samples(
     fig.update_yaxes(
         range=[height - 0.5, -0.5],
         tickvals=[i * (side + 5) + (side - 1) / 2 for i in range(len(SOURCES))],
-        ticktext=[f'{source} ' for source in SOURCES],
+        ticktext=[f'{SOURCE_NAMES[source]} ' for source in SOURCES],
         showgrid=False,
         ticks='',
         scaleanchor='x',
