@@ -44,6 +44,8 @@ DIGITS = dict(
 )
 FULL = dict(base=DIGITS, grid=dict(method=['fine_tune', 'er', 'der_pp', 'consolidated']), seeds=3)
 FEW = dict(base=SMALL, grid=dict(method=['er', 'der_pp']), seeds=2)
+# two runs of some ten seconds each, so that there is a time when both are in their middle
+LONG = dict(FEW, base=dict(SMALL, updates_per_batch=64, checkpoint_every=200), seeds=1)
 
 
 def start(*words, **options):
@@ -209,7 +211,7 @@ def lose_a_node(tmp_path, grid):
 
 
 def test_ray_loses_a_node(tmp_path, undisturbed):
-    folder, runs = lose_a_node(tmp_path, FEW)
+    folder, runs = lose_a_node(tmp_path, LONG)
     check_same(folder, runs, undisturbed)
 
 
