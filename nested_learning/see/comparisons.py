@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ..measure.metrics import accuracy_matrix, average_accuracy, forgetting, mean_interval
 from .accuracies import learned_so_far
-from .look import GREY, SYMBOLS, TEMPLATE, check_columns, colour
+from .look import COLOURS, GREY, SYMBOLS, TEMPLATE, check_columns, colour
 
 # %% ../../nbs/904_comparisons.ipynb #e88a32c7
 def _average_so_far(
@@ -65,18 +65,21 @@ def _draw_curves(
     methods: list,  # their order
     column: str,  # 'class_il' or 'task_il'
 ):
-    "Draw a curve and a band for each method."
+    "Draw a curve and a band for each method; if there are more of them than colours, grey curves only."
     for i, method in enumerate(methods):
         mean, half = _average_so_far(evaluations[evaluations['method'] == method], column)
-        _draw_band(fig, mean, half, method, i)
+        if len(methods) > len(COLOURS):
+            look = dict(line=dict(color=GREY, width=1), marker=dict(symbol='circle', size=4))
+        else:
+            look = dict(line=dict(color=colour(i), width=2), marker=dict(symbol=SYMBOLS[i], size=7))
+            _draw_band(fig, mean, half, method, i)
         curve = go.Scatter(
             x=np.arange(len(mean)),
             y=mean,
             name=method,
             legendgroup=method,
             mode='lines+markers',
-            line=dict(color=colour(i), width=2),
-            marker=dict(symbol=SYMBOLS[i % len(SYMBOLS)], size=7),
+            **look,
         )
         fig.add_trace(curve, 1, 1)
     ticks = dict(tickmode='linear', tick0=0, dtick=-(-(int(evaluations['after'].max()) + 1) // 12))
@@ -90,15 +93,18 @@ def _draw_dots(
     methods: list,  # their order, from the top
     panel: int,  # column of the figure
 ):
-    "Draw a dot and its interval for each method."
+    "Draw a dot and its interval for each method; if there are more of them than colours, all in one."
     for i, method in enumerate(methods):
+        look = dict(color=colour(i), symbol=SYMBOLS[i % len(SYMBOLS)], size=10)
+        if len(methods) > len(COLOURS):
+            look = dict(color=COLOURS[0], symbol='circle', size=7)
         mean, half = 100 * rows.loc[rows['method'] == method, ['mean', 'half']].to_numpy(float).T
         dot = go.Scatter(
             x=mean,
             y=np.full(len(mean), i),
             error_x=dict(array=np.nan_to_num(half), width=4),
             name=method,
-            marker=dict(color=colour(i), symbol=SYMBOLS[i % len(SYMBOLS)], size=10),
+            marker=look,
             mode='markers',
             showlegend=False,
         )
@@ -137,7 +143,10 @@ def plot_compare(
     summary=None,  # frame of method, metric, mean, half (0..1; half NaN for one seed); a panel per metric
     column: str = 'class_il',  # 'class_il' or 'task_il'
 ) -> go.Figure:  # curves with bands; dots with intervals beside them
-    "Compare methods on the same streams, with intervals over seeds."
+    """Compare methods on the same streams, with intervals over seeds.
+
+    No colour stands for two methods: more than seven are grey curves, named where the pointer is, and dots of
+    one colour, in the order of the first metric."""
     check_columns(evaluations, 'evaluations', 'method', 'seed', 'after', 'task', 'split', 'readout', column)
     methods = list(evaluations['method'].unique())
     metrics, widths = [], None
@@ -145,10 +154,14 @@ def plot_compare(
         _check_summary(summary, methods)
         metrics = list(summary['metric'].unique())
         widths = [0.43] + [0.57 / len(metrics)] * len(metrics)
+    lanes = methods
+    if metrics and len(methods) > len(COLOURS):
+        first = summary[summary['metric'] == metrics[0]].set_index('method')['mean']
+        lanes = sorted(methods, key=lambda method: -first.get(method, -np.inf))
     fig = make_subplots(1, 1 + len(metrics), column_widths=widths, horizontal_spacing=0.04)
     _draw_curves(fig, evaluations, methods, column)
     for panel, metric in enumerate(metrics, 2):
-        _draw_dots(fig, summary[summary['metric'] == metric], methods, panel)
+        _draw_dots(fig, summary[summary['metric'] == metric], lanes, panel)
     if metrics:
         fig.update_yaxes(showticklabels=True, row=1, col=len(metrics) + 1)
     return fig.update_layout(
