@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_count', 'check_number', 'derive_seed', 'generator', 'forked_random', 'seeded', 'splitmix64', 'draws',
-           'permutation', 'pick_device', 'use_threads', 'write_atomic', 'write_text', 'hash_tensors']
+           'permutation', 'pick_device', 'use_threads', 'write_atomic', 'write_text', 'gigabytes', 'hash_tensors']
 
 # %% ../nbs/00_core.ipynb #be21d9e2
 import hashlib
@@ -179,6 +179,13 @@ def write_text(
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
     return Path(path)
+
+# %% ../nbs/00_core.ipynb #e5710011
+def gigabytes(
+    count: int,  # bytes
+) -> str:
+    "Format a number of bytes."
+    return f'{count / 1e9:,.1f} GB' if count >= 5e7 else f'{count / 1e6:,.1f} MB'
 
 # %% ../nbs/00_core.ipynb #4926761e
 def hash_tensors(

@@ -23,12 +23,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..core import write_atomic
+from ..core import gigabytes, write_atomic
 from nested_learning.data.kaggle import (
     KaggleError,
     check_space,
     download,
-    gigabytes,
     look_up,
     store_credentials,
 )

@@ -35,7 +35,7 @@ from nested_learning.runs.grid import (
     tabulate,
 )
 from .search import tune_folder
-from ..train.cost import estimate_run, fit_batch_size
+from ..train.estimate import estimate_run, fit_batch_size
 from ..train.learner import NonFinite
 from ..train.processes import follow, joined
 

@@ -42,7 +42,7 @@ from nested_learning.runs.folder import (
     read_run_json,
 )
 from .grid import Planned, log, read_accuracy, read_holder, read_progress, read_state
-from ..train.cost import estimate_run
+from ..train.estimate import estimate_run
 
 # %% ../../nbs/85_engines.ipynb #5083ffb4
 NOTEBOOK = Path(nested_learning.__file__).with_name('one_run.ipynb')

@@ -47,7 +47,8 @@ from nested_learning.train.checkpoints import (
     save_checked,
     save_checkpoint,
 )
-from ..train.cost import MEMORY_HINT, check_memory, count_bytes, measure_cost
+from ..train.cost import count_bytes, measure_cost
+from ..train.estimate import MEMORY_HINT, check_memory
 from ..train.knobs import KNOBS
 from ..train.learner import Evaluated, Learner, StepDone, TaskEnded
 
