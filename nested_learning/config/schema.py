@@ -179,6 +179,15 @@ class DatasetOptions(Section):
         return {key: v for key, v in values.items() if v is not None or key in ('in_memory', 'max_bad')}
 
 
+def _not_auto(value):
+    if value == 'auto':
+        raise ValueError(
+            'must be a whole number; the command `nl-run CONFIG batch_size=auto`, or in Python '
+            'train.estimate.fit_batch_size(config), finds the largest that fits'
+        )
+    return value
+
+
 class Data(Section):
     "Images, tasks and batches."
 
@@ -189,7 +198,9 @@ class Data(Section):
         'or module:object: a function that gives images and labels',
     )
     data_dir: Optional[FilePath] = Field(None, description='folder of the data set; null: ./data/<name>')
-    batch_size: AtLeastOne = Field(10, description='images of the stream per batch')
+    batch_size: Annotated[AtLeastOne, BeforeValidator(_not_auto)] = Field(
+        10, description='images of the stream per batch'
+    )
     num_workers: Optional[Count] = Field(
         None,
         description='threads that decode image files; null: one per core, 8 at most. Data sets held in '
