@@ -335,6 +335,18 @@ def test_own_module_in_a_study(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_on_ray(tmp_path):
+    "A cluster on this machine has the cores that its runs take; a run too large for it is refused at once."
+    pytest.importorskip('ray', reason='the extra ray is not installed')
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(dict(base=SMALL, seeds=2)))
+    words = ('run', 'grid.yaml', '--engine', 'ray', '--processes', 2, '--workers', 1)
+    assert 'takes 2 cores' in end(start(*words, '--gpus-per-run', 9, cwd=tmp_path), code=2)
+    assert '2 finished' in end(start(*words, cwd=tmp_path))
+    runs = [Run(path.parent) for path in (tmp_path / '_runs/grid').glob('*/run.json')]
+    assert [run.info['processes'] for run in runs] == [2, 2]
+
+
+@pytest.mark.slow
 def test_own_module_on_ray(tmp_path):
     pytest.importorskip('ray', reason='the extra ray is not installed')
     from ray.cluster_utils import Cluster

@@ -505,8 +505,8 @@ def _check_address(address: str):
         ) from None
 
 
-def _connect(address, workers):
-    "Join a Ray cluster, or start one on this machine; return the module `ray`."
+def _connect(address, cores):
+    "Join a Ray cluster, or start one on this machine with some cores; return the module `ray`."
     try:
         import ray
     except ImportError:
@@ -518,7 +518,7 @@ def _connect(address, workers):
     try:
         ray.init(
             address=address or 'local',
-            num_cpus=None if address else workers,
+            num_cpus=None if address else cores,
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level='warning',
@@ -530,6 +530,25 @@ def _connect(address, workers):
             'start one by ray start --head, or leave the address out'
         ) from None
     return ray
+
+
+def _find_unplaceable(
+    nodes: list,  # machines as `ray.nodes()` describes them
+    cores: list,  # of each run
+    gpus: float,  # of a run
+) -> str:  # a sentence; '' if there is a machine for each run
+    "Say which run is larger than each machine of a cluster."
+    held = [node['Resources'] for node in nodes if node['Alive']]
+    for count in sorted(set(cores)):
+        if not any(node.get('CPU', 0) >= count and node.get('GPU', 0) >= gpus for node in held):
+            largest = ', '.join(
+                f'{node.get("CPU", 0):g} cores and {node.get("GPU", 0):g} GPUs' for node in held
+            )
+            return (
+                f'a run takes {count} cores (threads x processes) and {gpus:g} GPUs of one machine, and no '
+                f'machine of the cluster has them: {largest}'
+            )
+    return ''
 
 
 def _run_on_worker(folder: Path, run: Planned, modules: str, processes: int) -> str:
@@ -544,20 +563,25 @@ def run_ray(
     runs: list,  # of `Planned`; finished and failed ones are skipped
     address: str = None,  # of the cluster, such as 'auto'; None: a cluster on this machine
     gpus_per_run: float = 0.0,  # share of a GPU for each run
-    workers: int = None,  # cores of a cluster on this machine; None: all
+    workers: int = None,  # runs at a time of a cluster on this machine; None: as many as it has cores for
     show=None,  # show a live table? None: on a terminal only
     processes: int = 1,  # that train a run together, on one machine
 ):
     "Execute runs on a Ray cluster."
-    ray = _connect(address, workers)
+    cores = [(run.config.run.threads or 1) * processes for run in runs]
+    ray = _connect(address, workers and workers * max(cores))
     folder = Path(folder).absolute()
     board = Board(folder, runs, show)
     job = ray.remote(_run_on_worker)
     waiting = {}
     try:
-        for run in runs:
-            cores = (run.config.run.threads or 1) * processes
-            own = job.options(num_cpus=cores, num_gpus=gpus_per_run, max_retries=-1)
+        unplaceable = _find_unplaceable(ray.nodes(), cores, gpus_per_run)
+        if unplaceable and address is None:
+            raise ConfigError(unplaceable)
+        if unplaceable:
+            print(f'{unplaceable}; such runs wait until a larger machine joins', flush=True)
+        for run, count in zip(runs, cores):
+            own = job.options(num_cpus=count, num_gpus=gpus_per_run, max_retries=-1)
             waiting[own.remote(folder, run, os.getcwd(), processes)] = run
         while waiting:
             for done in ray.wait(list(waiting), timeout=0.5)[0]:
