@@ -136,17 +136,13 @@ def to_rgb(
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 # %% ../../nbs/11_images.ipynb #82d25be3
-_TAGS = ('exif', 'xmp', 'Raw profile type exif', 'XML:com.adobe.xmp')  # where Pillow keeps an orientation
-
-
 def _decode_plain_jpeg(
     image: Image.Image,  # opened, not loaded
 ) -> np.ndarray | None:  # (3, H, W) uint8; None: it is another kind of file, or damaged
     "Decode an upright grey or RGB JPEG by torchvision, in half of Pillow's time."
     if image.format != 'JPEG' or image.mode not in ('L', 'RGB'):
         return None
-    tagged = not image.info.keys().isdisjoint(_TAGS)  # reading tags takes a tenth of the time of decoding
-    if tagged and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         return None
     from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds to import
 
@@ -166,8 +162,8 @@ def decode_image(
     size = None if image_size is None else size_pair(image_size)
     with Image.open(path) as image:
         whole = image.size
-        if size and min(whole) >= 4 * max(size):  # a JPEG is reduced to half or less while it is decoded
-            image.draft(None, (2 * max(size), 2 * max(size)))
+        if size:
+            image.draft(None, (2 * max(size), 2 * max(size)))  # reduces a JPEG while it is decoded
         pixels = _decode_plain_jpeg(image) if image.size == whole else None
         if pixels is None:
             image.load()
