@@ -569,7 +569,7 @@ def run_ray(
 ):
     "Execute runs on a Ray cluster."
     cores = [(run.config.run.threads or 1) * processes for run in runs]
-    ray = _connect(address, workers and workers * max(cores))
+    ray = _connect(address, workers and workers * max(cores, default=1))
     folder = Path(folder).absolute()
     board = Board(folder, runs, show)
     job = ray.remote(_run_on_worker)
